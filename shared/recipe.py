@@ -1,0 +1,241 @@
+"""What a recipe must say: its Spec (the form, the API schema, the flags), its columns, its metrics,
+and the hooks with which the engine trains, evaluates and answers.
+
+It stands in `shared` because the form and the loss are one file, and only `shared` may be imported
+by web and worker both. Torch is imported inside the hooks alone.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import Refused
+
+
+def knob(default: Any, *, title: str, help: str = "", advanced: bool = False, **bounds: Any) -> Any:
+    """A field of a Spec: what the form draws, the API checks and the docs list."""
+    extra = {"advanced": advanced}
+    return Field(default, title=title, description=help, json_schema_extra=extra, **bounds)
+
+
+class Spec(BaseModel):
+    """Knobs that every training recipe has. A recipe's Spec adds its own and sets its defaults."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    epochs: float = knob(3, gt=0, le=100, title="Epochs", help="Times that every row is seen.")
+    batch_size: int = knob(8, ge=1, le=1024, title="Batch size", help="Rows in one optimizer step.")
+    learning_rate: float = knob(
+        2e-5, gt=0, le=1, title="Learning rate", help="Peak of the learning-rate schedule."
+    )
+    max_length: int = knob(512, ge=8, le=131_072, title="Longest row", help="Tokens; longer rows are cut.")
+    valid_fraction: float = knob(
+        0.1,
+        ge=0,
+        le=0.5,
+        title="Held out",
+        help="Share of the rows kept for validation where no validation set is given.",
+    )
+    max_steps: int | None = knob(
+        None,
+        ge=1,
+        le=10_000_000,
+        title="Most steps",
+        help="Ends earlier than the epochs would.",
+        advanced=True,
+    )
+    optimizer: Literal["adamw", "adam", "sgd"] = knob("adamw", title="Optimizer", advanced=True)
+    learning_rate_schedule: Literal["linear", "cosine", "constant"] = knob(
+        "linear", title="Learning-rate schedule", advanced=True
+    )
+    warmup_fraction: float = knob(
+        0.05, ge=0, le=0.5, title="Warm-up", help="Share of the steps until the peak.", advanced=True
+    )
+    weight_decay: float = knob(0.01, ge=0, le=1, title="Weight decay", advanced=True)
+    max_grad_norm: float = knob(
+        1.0, ge=0, le=1000, title="Gradient clipping", help="Largest norm; 0 turns it off.", advanced=True
+    )
+    evaluations: int = knob(
+        5,
+        ge=1,
+        le=100,
+        title="Evaluations",
+        help="Spread over the training, the last one included.",
+        advanced=True,
+    )
+    checkpoints: int = knob(
+        3,
+        ge=1,
+        le=50,
+        title="Checkpoints",
+        help="Spread over the training, the last one included.",
+        advanced=True,
+    )
+    patience: int | None = knob(
+        None,
+        ge=1,
+        le=100,
+        title="Early stopping",
+        help="Evaluations without a better score before it stops.",
+        advanced=True,
+    )
+
+
+class LoraSpec(Spec):
+    """Knobs of recipes that can train an adapter instead of the full weights."""
+
+    method: Literal["lora", "full"] = knob(
+        "lora", title="Weights", help="lora trains a small adapter, full every weight."
+    )
+    lora_rank: int = knob(16, ge=1, le=512, title="LoRA rank", advanced=True)
+    lora_alpha: int = knob(
+        32, ge=1, le=1024, title="LoRA alpha", help="Scale of the adapter: alpha / rank.", advanced=True
+    )
+    lora_dropout: float = knob(0.0, ge=0, lt=1, title="LoRA dropout", advanced=True)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that the recipe reads. `kind` is what a cell must be."""
+
+    name: str
+    help: str
+    kind: Literal["text", "messages", "label", "labels"] = "text"
+    output: bool = False  # what is learned; prediction inputs lack it
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that the recipe reports, and which way is better. Stored as `valid_<name>`."""
+
+    name: str
+    title: str
+    better: Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong in the data. `row` counts from 1 as in the user's file; None: all of it."""
+
+    message: str
+    row: int | None = None
+    column: str | None = None
+    fatal: bool = True  # False: the row is left out and training goes on
+
+
+@dataclass
+class Sampling:
+    """How text is generated; temperature 0 is greedy."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: list[str] = field(default_factory=list)
+
+
+class Recipe:
+    """One method. Subclass it, set the class attributes, override what differs, and leave one
+    instance called `recipe` in a file of `shared/recipes/`; the folder is the list.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]  # one sentence for the form's card
+    paper: ClassVar[str] = ""
+    api_type: ClassVar[str] = ""  # method.type on the wire where it is not the name
+    endpoint: ClassVar[str] = "/v1/predictions"  # of its batches
+    spec: ClassVar[type[Spec]]
+    columns: ClassVar[tuple[Column, ...]]
+    example: ClassVar[list[dict[str, Any]]]  # rows that train in a second; shown beside the upload
+    metrics: ClassVar[tuple[Metric, ...]]  # the first one picks the best checkpoint
+    head: ClassVar[str]  # what a base model must offer: «causal_lm», «encoder»
+    default_base_model: ClassVar[str]
+
+    # --- data, without torch ---------------------------------------------------------------
+    def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
+        """{this recipe's column: the dataset's column} for shapes known without asking, else None."""
+        names = set(columns)
+        found = {c.name: c.name for c in self.columns if c.name in names}
+        return found if all(c.name in found for c in self.columns if c.required) else None
+
+    def canonical(self, row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+        """The dataset's row under this recipe's column names. Raises Refused with the reason."""
+        return {mine: row.get(theirs) for mine, theirs in columns.items()}
+
+    def check(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> list[Finding]:
+        """What is wrong with the rows (at most 100 findings); row numbers count from 1."""
+        raise NotImplementedError
+
+
+def wire_name(recipe: Recipe) -> str:
+    """The recipe's name as `method.type` on the wire."""
+    return recipe.api_type or recipe.name
+
+
+@lru_cache(maxsize=1)
+def recipes() -> dict[str, Recipe]:
+    """Every recipe by name; the folder is the list. Loads no training library."""
+    import shared.recipes as folder
+
+    found = [
+        import_module(f"{folder.__name__}.{m.name}").recipe for m in pkgutil.iter_modules(folder.__path__)
+    ]
+    return {recipe.name: recipe for recipe in found}
+
+
+def get(name: str) -> Recipe:
+    """The recipe of that name, or of that `method.type`. Raises Refused."""
+    for recipe in recipes().values():
+        if name in (recipe.name, recipe.api_type):
+            return recipe
+    known = ", ".join(f"'{wire_name(r)}'" for r in recipes().values())
+    raise Refused(f"Invalid value: '{name}'. Supported values are: {known}.", param="method.type")
+
+
+OPENAI_NAMES = {"n_epochs": "epochs"}
+
+
+def resolve(recipe: Recipe, asked: dict[str, Any], param: str = "") -> Spec:
+    """The recipe's Spec from what was asked: OpenAI's names are understood, «auto» is the default,
+    `learning_rate_multiplier` scales the default rate. Raises Refused naming the first bad field.
+    """
+    values = {OPENAI_NAMES.get(k, k): v for k, v in asked.items() if v not in ("auto", None, "")}
+    multiplier = values.pop("learning_rate_multiplier", None)
+    try:
+        if multiplier is not None:
+            values.setdefault(
+                "learning_rate", float(multiplier) * recipe.spec.model_fields["learning_rate"].default
+            )
+        return recipe.spec.model_validate(values)
+    except (ValidationError, TypeError, ValueError) as wrong:
+        raise refused(recipe, wrong, param) from None
+
+
+def refused(recipe: Recipe, wrong: Exception, param: str) -> Refused:
+    """A sentence for the first thing that is wrong with a Spec."""
+    if not isinstance(wrong, ValidationError):
+        return Refused(
+            "«learning_rate_multiplier» must be a number.", param=f"{param}learning_rate_multiplier"
+        )
+    first = wrong.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    known = recipe.spec.model_fields.get(name)
+    if known is None:
+        names = ", ".join(recipe.spec.model_fields)
+        return Refused(
+            f"Unrecognized hyperparameter «{name}». «{recipe.name}» has: {names}.",
+            param=param + name,
+            code="unknown_parameter",
+        )
+    said = first["msg"].replace("Input should", "It must").rstrip(".")
+    return Refused(f"{known.title} ({name}) cannot be {first['input']!r}. {said}.", param=param + name)

@@ -1,0 +1,63 @@
+"""The environment as one typed object, read once at the edge of each program.
+
+Every name here is an environment variable of the same name in capitals. Where the environment
+is silent, the file `env` in the data folder (written by the embedded stack) answers, so that
+commands find the stack that runs from `BURNISH_HOME`.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+GIB = 1024**3
+
+
+class Settings(BaseSettings):
+    """Where the parts are, and the limits that an operator may set. Times are in seconds."""
+
+    model_config = SettingsConfigDict(extra="ignore", env_file_encoding="utf-8")
+
+    burnish_home: Path = Field(Path(".burnish"), description="Data folder of this machine.")
+    database_url: str = Field(description="postgresql+psycopg://user:password@host:port/name")
+    redis_url: str = Field(description="redis://:password@host:port/0, for wake-ups alone.")
+    s3_endpoint: str = Field(description="Address of the S3-compatible store.")
+    s3_public_url: str = Field(
+        "", description="The store as browsers reach it; empty: stream through the web."
+    )
+    s3_bucket: str = "burnish"
+    aws_access_key_id: str = Field(description="Key of the store.")
+    aws_secret_access_key: str = Field(description="Secret of the store.")
+    secret_key: str = Field(min_length=32, description="Signs cookies and download links.")
+    public_url: str = Field("http://127.0.0.1:8000", description="The web as people reach it.")
+    smtp_url: str = Field("", description="smtp://user:password@host:port; empty: no e-mail is sent.")
+    mail_from: str = "burnish@localhost"
+    trusted_proxies: int = Field(0, ge=0, description="Reverse proxies whose forwarded headers count.")
+
+    max_upload_bytes: int = Field(2 * GIB, gt=0)
+    compute_slots: int = Field(
+        1, ge=0, description="Training, evaluation and inference jobs at once on this worker."
+    )
+    light_slots: int = Field(1, ge=0, description="Imports and exports at once on this worker.")
+    heartbeat_seconds: float = Field(10, gt=0)
+    lease_seconds: float = Field(60, gt=0)
+    sweep_seconds: float = Field(15, gt=0)
+    session_hours: float = Field(24 * 7, gt=0)
+    download_minutes: float = Field(15, gt=0)
+    allow_hub: bool = Field(False, description="Base models may be fetched from a hub by id.")
+
+    @model_validator(mode="after")
+    def lease_outlives_heartbeats(self) -> "Settings":
+        """A lease must survive two lost heartbeats."""
+        if self.lease_seconds < 3 * self.heartbeat_seconds:
+            raise ValueError("LEASE_SECONDS must be at least three times HEARTBEAT_SECONDS.")
+        return self
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process. Raises pydantic.ValidationError naming what is missing."""
+    home = Path(os.environ.get("BURNISH_HOME", ".burnish"))
+    return Settings(_env_file=home / "env")

@@ -1,0 +1,537 @@
+"""Every table, enum and index. No behaviour: the verbs live in the file of their noun.
+
+Ids are text, made by `shared.ids.new_id`; times are aware UTC; a row that a team makes carries
+`team_id`. Enums are stored as text with a CHECK, by value. (No `from __future__ import
+annotations` here: SQLModel reads the annotations.)
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Enum,
+    ForeignKey,
+    Identity,
+    Index,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+from shared.ids import new_id
+
+
+class Role(StrEnum):
+    """What a person may do in a team: look; work; also manage people, tokens and deletion."""
+
+    VIEWER = "viewer"
+    MEMBER = "member"
+    OWNER = "owner"
+
+
+class Kind(StrEnum):
+    """What a job does."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    INFER = "infer"
+    EXPORT = "export"
+    IMPORT = "import"
+
+
+class State(StrEnum):
+    """Where a job is in its life; `shared.jobs` has the diagram and is the only writer."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+class Slot(StrEnum):
+    """`compute` for training, evaluation, inference; `light` for imports, exports, previews."""
+
+    COMPUTE = "compute"
+    LIGHT = "light"
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # the user's to mend: data, spec, out of memory, diverged
+    CRASHED = "crashed"  # the trainer died of something unknown
+    LOST = "lost"  # the lease ran out
+    RELEASED = "released"  # drained, store or database away: not charged
+    CANCELLED = "cancelled"
+
+
+class EventType(StrEnum):
+    """What an attempt reports. The data of each is described in docs/architecture.md."""
+
+    STAGE = "stage"
+    STEP = "step"
+    EVAL = "eval"
+    SAMPLE = "sample"
+    CHECKPOINT = "checkpoint"
+    LOG = "log"
+    ERROR = "error"
+
+
+class Ready(StrEnum):
+    """The life of a thing that an import or export job makes."""
+
+    WAITING = "waiting"  # nobody has asked for it yet
+    BUILDING = "building"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class LinkKind(StrEnum):
+    """What a single-use link is for."""
+
+    INVITATION = "invitation"
+    PASSWORD_RESET = "password_reset"  # noqa: S105 - a kind of link, not a secret
+
+
+class RunOutcome(StrEnum):
+    """What became of one nominal time of a schedule."""
+
+    SUBMITTED = "submitted"
+    SKIPPED = "skipped"
+    MISSED = "missed"
+    REFUSED = "refused"
+
+
+def now() -> datetime:
+    """This moment, aware, UTC. Leases never use it: the database's clock decides those."""
+    return datetime.now(UTC)
+
+
+def choice(kind: type[StrEnum], default: StrEnum | None = None, *, nullable: bool = False) -> Any:
+    """A column of an enum, stored as text by value with a CHECK."""
+    column = Column(
+        Enum(
+            kind,
+            native_enum=False,
+            create_constraint=True,
+            length=32,
+            name=f"{kind.__name__.lower()}_values",
+            values_callable=lambda members: [member.value for member in members],
+        ),
+        nullable=nullable,
+    )
+    return Field(sa_column=column) if default is None and not nullable else Field(default, sa_column=column)
+
+
+def moment(*, made: bool = False) -> Any:
+    """A nullable time; with `made`, the time of the row's making."""
+    column = Column(DateTime(timezone=True), nullable=not made)
+    return Field(default_factory=now, sa_column=column) if made else Field(None, sa_column=column)
+
+
+def document(default: type[dict] | type[list] | None = dict) -> Any:
+    """A JSONB column; `None` makes it nullable. Replace the value, never change it in place."""
+    if default is None:
+        return Field(None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    return Field(default_factory=default, sa_column=Column(JSONB, nullable=False))
+
+
+def ident(prefix: str) -> Any:
+    """The primary key, made by the server."""
+    return Field(default_factory=lambda: new_id(prefix), primary_key=True)
+
+
+def ref(table: str, *, nullable: bool = False, cascade: bool = False, index: bool = True) -> Any:
+    """A reference to another table's id; made a list or deleted with it where `cascade`."""
+    column = Column(
+        ForeignKey(f"{table}.id", ondelete="CASCADE" if cascade else None),
+        nullable=nullable,
+        index=index,
+    )
+    return Field(None, sa_column=column) if nullable else Field(sa_column=column)
+
+
+class Team(SQLModel, table=True):
+    """People who share datasets, jobs and checkpoints; nothing is shared between teams."""
+
+    __tablename__ = "teams"
+    id: str = ident("team-")
+    name: str = Field(unique=True)
+    created_at: datetime = moment(made=True)
+
+
+class User(SQLModel, table=True):
+    """A person. `must_change_password` is true while the one-time password stands."""
+
+    __tablename__ = "users"
+    id: str = ident("user-")
+    email: str = Field(unique=True)  # lower case
+    password_hash: str  # argon2id
+    must_change_password: bool = False
+    disabled_at: datetime | None = moment()
+    created_at: datetime = moment(made=True)
+
+
+class Membership(SQLModel, table=True):
+    """A person's role in a team."""
+
+    __tablename__ = "memberships"
+    team_id: str = Field(foreign_key="teams.id", primary_key=True, ondelete="CASCADE")
+    user_id: str = Field(foreign_key="users.id", primary_key=True, ondelete="CASCADE", index=True)
+    role: Role = choice(Role)
+    created_at: datetime = moment(made=True)
+
+
+class BrowserSession(SQLModel, table=True):
+    """A signed-in browser. The cookie holds the secret, the row its SHA-256."""
+
+    __tablename__ = "browser_sessions"
+    id_hash: str = Field(primary_key=True)
+    user_id: str = ref("users", cascade=True)
+    team_id: str | None = ref("teams", nullable=True, cascade=True, index=False)  # the one looked at
+    user_agent: str = ""
+    created_at: datetime = moment(made=True)
+    seen_at: datetime = moment(made=True)
+    expires_at: datetime = moment(made=True)
+
+
+class Link(SQLModel, table=True):
+    """A single-use link: an invitation to a team, or a password reset."""
+
+    __tablename__ = "links"
+    id: str = ident("link-")
+    token_hash: str = Field(unique=True)
+    kind: LinkKind = choice(LinkKind)
+    team_id: str = ref("teams", cascade=True)
+    user_id: str | None = ref("users", nullable=True, cascade=True, index=False)  # whose password
+    role: Role | None = choice(Role, nullable=True)
+    email: str = ""
+    created_by: str | None = ref("users", nullable=True, index=False)
+    created_at: datetime = moment(made=True)
+    expires_at: datetime = moment(made=True)
+    used_at: datetime | None = moment()
+
+
+class ApiToken(SQLModel, table=True):
+    """A bearer token of a team, shown once; the row holds its SHA-256 and its first characters."""
+
+    __tablename__ = "api_tokens"
+    id: str = ident("token-")
+    team_id: str = ref("teams", cascade=True)
+    name: str = ""
+    role: Role = choice(Role)
+    token_hash: str = Field(unique=True)
+    shown: str = ""  # the first characters, to tell tokens apart
+    created_by: str | None = ref("users", nullable=True, index=False)
+    created_at: datetime = moment(made=True)
+    last_used_at: datetime | None = moment()
+    expires_at: datetime | None = moment()
+    revoked_at: datetime | None = moment()
+
+
+class File(SQLModel, table=True):
+    """Stored bytes as the API names them: what was uploaded, or an artifact of one file."""
+
+    __tablename__ = "files"
+    id: str = ident("file-")
+    team_id: str = ref("teams", cascade=True)
+    purpose: str  # fine-tune, batch, base-model, fine-tune-results, batch_output
+    filename: str
+    bytes: int = Field(sa_type=BigInteger)
+    sha256: str
+    key: str  # in the store
+    status: str = "uploaded"  # uploaded, processed, error
+    status_details: str | None = None
+    created_by: str | None = ref("users", nullable=True, index=False)
+    created_at: datetime = moment(made=True)
+    expires_at: datetime | None = moment()
+    deleted_at: datetime | None = moment()
+
+
+class Dataset(SQLModel, table=True):
+    """A name for rows that change over time; its versions never change."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (
+        Index(
+            "datasets_team_name",
+            "team_id",
+            "name",
+            unique=True,
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+    )
+    id: str = ident("ds-")
+    team_id: str = ref("teams", cascade=True)
+    name: str
+    created_by: str | None = ref("users", nullable=True, index=False)
+    created_at: datetime = moment(made=True)
+    deleted_at: datetime | None = moment()
+
+
+class DatasetVersion(SQLModel, table=True):
+    """Immutable rows as Parquet. `report` is what the importer found: see `shared.datasets`."""
+
+    __tablename__ = "dataset_versions"
+    __table_args__ = (UniqueConstraint("dataset_id", "number"),)
+    id: str = ident("dsv-")
+    team_id: str = ref("teams", cascade=True)
+    dataset_id: str = ref("datasets", cascade=True)
+    number: int
+    file_id: str = ref("files")
+    state: Ready = choice(Ready, Ready.BUILDING)
+    import_job_id: str | None = Field(None, index=True)
+    content_hash: str | None = None  # SHA-256 of the canonical Parquet file
+    key: str | None = None  # of that file
+    rows: int = Field(0, sa_type=BigInteger)
+    bytes: int = Field(0, sa_type=BigInteger)
+    report: dict = document()
+    error: str | None = None
+    created_at: datetime = moment(made=True)
+
+
+class BaseModel(SQLModel, table=True):
+    """Pretrained weights and tokenizer at one revision. Without a team it is everybody's."""
+
+    __tablename__ = "base_models"
+    id: str = ident("base-")
+    team_id: str | None = ref("teams", nullable=True, cascade=True)
+    title: str
+    source: str  # package:<name>, file:<file id>, hub:<id>
+    revision: str = ""
+    licence: str = ""
+    state: Ready = choice(Ready, Ready.WAITING)
+    import_job_id: str | None = Field(None, index=True)
+    content_hash: str | None = None  # SHA-256 of the manifest
+    prefix: str | None = None  # base/<hash>/ in the store
+    manifest: list = document(list)  # [{name, bytes, sha256}]
+    facts: dict = document()  # architecture, parameters, max_length, vocab_size, chat, heads
+    error: str | None = None
+    created_by: str | None = ref("users", nullable=True, index=False)
+    created_at: datetime = moment(made=True)
+    deleted_at: datetime | None = moment()
+
+
+class Worker(SQLModel, table=True):
+    """A worker process and what it offers."""
+
+    __tablename__ = "workers"
+    id: str = ident("worker-")
+    host: str
+    pid: int
+    version: str
+    slots: dict = document()  # {"compute": 1, "light": 1}
+    devices: list = document(list)  # [{name, memory_bytes}]
+    sandbox: dict = document()  # which walls stand around a trainer
+    note: str = ""  # why it claims nothing just now, if so
+    started_at: datetime = moment(made=True)
+    heartbeat_at: datetime = moment(made=True)
+    draining_at: datetime | None = moment()
+    stopped_at: datetime | None = moment()
+
+
+class Job(SQLModel, table=True):
+    """What a user asked for, and where it is. Only `shared.jobs` writes `state`."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("team_id", "idempotency_key"),
+        Index("jobs_claim", "slot", "rank_at", "id", postgresql_where=text("state = 'queued'")),
+        Index("jobs_running", "id", postgresql_where=text("state = 'running'")),
+        Index("jobs_team_age", "team_id", "id"),
+    )
+    id: str = Field(primary_key=True)  # ftjob-, batch_, export-, import- + sortable characters
+    team_id: str = ref("teams", cascade=True, index=False)
+    kind: Kind = choice(Kind)
+    slot: Slot = choice(Slot)
+    name: str = ""
+    recipe: str | None = None
+    spec: dict = document()  # resolved, frozen at submit
+    asked: dict = document()  # as it came: what the API answers with and a clone starts from
+    seed: int = 0
+    labels: dict = document()  # the API's metadata
+    columns: dict = document()  # {the recipe's column: the dataset's column}
+    base_model_id: str | None = ref("base_models", nullable=True, index=False)
+    checkpoint_id: str | None = Field(None, index=True)  # what it starts from, answers with, exports
+    dataset_version_id: str | None = ref("dataset_versions", nullable=True)
+    valid_version_id: str | None = ref("dataset_versions", nullable=True, index=False)
+    file_id: str | None = ref("files", nullable=True, index=False)  # what an import or batch reads
+    schedule_id: str | None = ref("schedules", nullable=True)
+    retry_of: str | None = None  # the job that this one repeats
+
+    state: State = choice(State, State.QUEUED)
+    stage: str = ""
+    priority: int = 0
+    rank_at: datetime = moment(made=True)  # created_at − weight × priority
+    run_after: datetime | None = moment()
+    attempt_id: str | None = None  # the one that holds it
+    attempts: int = 0  # charged ones
+    cancel_requested_at: datetime | None = moment()
+    pause_requested_at: datetime | None = moment()
+    idempotency_key: str | None = None
+    body_hash: str | None = None
+
+    progress: dict = document()  # step, total_steps, epoch, tokens_per_second, eta_seconds, loss
+    scores: dict = document()  # {"base": {metric: value}, "tuned": {metric: value}, "detail": {...}}
+    trained_tokens: int | None = Field(None, sa_type=BigInteger)
+    best_checkpoint_id: str | None = None
+    reason_code: str | None = None
+    reason: str | None = None
+    reason_param: str | None = None
+    created_by: str | None = ref("users", nullable=True, index=False)
+    created_at: datetime = moment(made=True)
+    started_at: datetime | None = moment()
+    finished_at: datetime | None = moment()
+    deleted_at: datetime | None = moment()
+
+
+class JobDependency(SQLModel, table=True):
+    """`job_id` is not claimed before `waits_for_id` has succeeded."""
+
+    __tablename__ = "job_dependencies"
+    job_id: str = Field(foreign_key="jobs.id", primary_key=True, ondelete="CASCADE")
+    waits_for_id: str = Field(foreign_key="jobs.id", primary_key=True, ondelete="CASCADE", index=True)
+
+
+class Transition(SQLModel, table=True):
+    """One line of a job's timeline: written with every change of state or request."""
+
+    __tablename__ = "transitions"
+    id: int | None = Field(None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
+    job_id: str = ref("jobs", cascade=True)
+    at: datetime = moment(made=True)
+    state: State = choice(State)
+    actor: str  # a user id, a token id, a worker id, «schedule», «reaper»
+    reason: str = ""
+
+
+class Attempt(SQLModel, table=True):
+    """One worker's try at a job. Its lease is renewed by heartbeat and fenced by `lease_id`."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (UniqueConstraint("job_id", "number"),)
+    id: str = ident("attempt-")
+    job_id: str = ref("jobs", cascade=True, index=False)
+    team_id: str = ref("teams", cascade=True, index=False)
+    number: int
+    worker_id: str = ref("workers")
+    slots: list = document(list)
+    lease_id: str = Field(unique=True)
+    lease_expires_at: datetime = moment(made=True)
+    suspect_since: datetime | None = moment()
+    start_step: int = 0
+    end_step: int | None = None
+    outcome: Outcome | None = choice(Outcome, nullable=True)
+    reason_code: str | None = None
+    reason: str | None = None
+    started_at: datetime = moment(made=True)
+    ended_at: datetime | None = moment()
+
+
+class Event(SQLModel, table=True):
+    """One line that an attempt reports. Partitioned by hash of the job; `id` orders a job's events."""
+
+    __tablename__ = "events"
+    __table_args__ = (
+        Index("events_job_order", "job_id", "id"),
+        Index("events_job_type", "job_id", "type", "step"),
+        {"postgresql_partition_by": "HASH (job_id)"},
+    )
+    job_id: str = Field(primary_key=True)
+    lease_id: str = Field(primary_key=True)
+    seq: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    id: int | None = Field(None, sa_column=Column(BigInteger, Identity(always=True), nullable=False))
+    team_id: str
+    at: datetime = moment(made=True)
+    type: EventType = choice(EventType)
+    step: int | None = None
+    data: dict = document()
+
+
+class Checkpoint(SQLModel, table=True):
+    """A stored checkpoint. This row is the commit point: what has no row does not exist."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "step"),)
+    id: str = ident("ftckpt_")
+    team_id: str = ref("teams", cascade=True)
+    job_id: str = ref("jobs", cascade=True, index=False)
+    attempt_id: str = ref("attempts", index=False)
+    step: int
+    epoch: float = 0
+    metrics: dict = document()  # train_loss, valid_<metric>
+    adapter: bool = False  # its servable part is an adapter on the job's base model
+    prefix: str
+    manifest: list = document(list)  # [{name, bytes, sha256}]; names begin servable/ or state/
+    bytes: int = Field(0, sa_type=BigInteger)
+    created_at: datetime = moment(made=True)
+    deleted_at: datetime | None = moment()
+
+
+class Artifact(SQLModel, table=True):
+    """A stored output of a job: a merged model, predictions, metrics."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (
+        Index(
+            "artifacts_checkpoint_form",
+            "checkpoint_id",
+            "form",
+            unique=True,
+            postgresql_where=text("checkpoint_id IS NOT NULL AND state <> 'failed'"),
+        ),
+    )
+    id: str = ident("artifact-")
+    team_id: str = ref("teams", cascade=True)
+    job_id: str = ref("jobs", cascade=True)  # that makes it
+    checkpoint_id: str | None = ref("checkpoints", nullable=True, cascade=True, index=False)
+    form: str  # merged, predictions, errors, metrics
+    state: Ready = choice(Ready, Ready.BUILDING)
+    prefix: str | None = None
+    manifest: list = document(list)  # [{name, bytes, sha256}]
+    bytes: int = Field(0, sa_type=BigInteger)
+    file_id: str | None = ref("files", nullable=True, index=False)  # the same bytes, for the API
+    error: str | None = None
+    created_at: datetime = moment(made=True)
+
+
+class Schedule(SQLModel, table=True):
+    """A recurring submission: `order` is submitted again with the newest version of the dataset."""
+
+    __tablename__ = "schedules"
+    id: str = ident("schedule-")
+    team_id: str = ref("teams", cascade=True)
+    name: str
+    cron: str
+    zone: str
+    active: bool = True
+    dataset_id: str = ref("datasets")
+    order: dict = document()  # recipe, base_model, hyperparameters, columns, name, seed
+    since: datetime = moment(made=True)  # nominal times before it are none of its business
+    created_by: str | None = ref("users", nullable=True, index=False)
+    created_at: datetime = moment(made=True)
+    deleted_at: datetime | None = moment()
+
+
+class ScheduleRun(SQLModel, table=True):
+    """One nominal time of a schedule: the key makes it run once, however many beats tick."""
+
+    __tablename__ = "schedule_runs"
+    schedule_id: str = Field(foreign_key="schedules.id", primary_key=True, ondelete="CASCADE")
+    nominal: str = Field(primary_key=True)  # local time, 2026-11-23T02:30
+    due_at: datetime = moment(made=True)
+    outcome: RunOutcome = choice(RunOutcome)
+    reason: str = ""
+    job_id: str | None = ref("jobs", nullable=True, index=False)
+    created_at: datetime = moment(made=True)
