@@ -1,0 +1,117 @@
+"""How numbers, sizes, times and states read on a page. Pure functions; `web.layout` makes them filters."""
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+MINUTE, HOUR, DAY = 60, 3600, 86_400
+SIZES = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def count(value: float | None) -> str:
+    """1234567 as «1,234,567»; nothing as a dash."""
+    return "–" if value is None else f"{round(value):,}"
+
+
+def figure(value: Any) -> str:
+    """A loss, a rate or a score with three significant digits."""
+    if value is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if not math.isfinite(value):
+        return str(value)
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+    if whole >= 3:
+        return f"{value:,.0f}"
+    leading = 0 if abs(value) >= 0.1 or not value else -math.floor(math.log10(abs(value))) - 1
+    return f"{value:.{3 - whole + leading}f}"
+
+
+def plain(value: Any) -> str:
+    """A knob's value as a person would type it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return str(value)
+
+
+def size(value: float | None) -> str:
+    """Bytes with a unit: 4100000 as «4.1 MB»."""
+    if value is None:
+        return "–"
+    power = 0
+    while value >= 1000 and power < len(SIZES) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.0f} {SIZES[power]}" if power == 0 or value >= 100 else f"{value:.1f} {SIZES[power]}"
+
+
+def span(seconds: float | None) -> str:
+    """A duration: «12 m 04 s», «3 h 20 m», «2 d 4 h»."""
+    if seconds is None:
+        return "–"
+    whole = max(0, int(seconds))
+    if whole < MINUTE:
+        return f"{whole} s"
+    if whole < HOUR:
+        return f"{whole // MINUTE} m {whole % MINUTE:02d} s"
+    if whole < DAY:
+        return f"{whole // HOUR} h {whole % HOUR // MINUTE:02d} m"
+    return f"{whole // DAY} d {whole % DAY // HOUR} h"
+
+
+def ago(moment: datetime | None, at: datetime | None = None) -> str:
+    """How long before or after `at` (now) a moment is: «4 m ago», «in 3 h»; a date beyond a month."""
+    if moment is None:
+        return "–"
+    away = ((at or datetime.now(UTC)) - moment).total_seconds()
+    distance = abs(away)
+    if distance < 10:
+        return "just now" if away >= 0 else "now"
+    if distance >= 30 * DAY:
+        return f"{moment:%-d %b %Y}"
+    number, unit = next(
+        (int(distance // length), unit)
+        for length, unit in ((DAY, "d"), (HOUR, "h"), (MINUTE, "m"), (1, "s"))
+        if distance >= length
+    )
+    return f"{number} {unit} ago" if away >= 0 else f"in {number} {unit}"
+
+
+def absolute(moment: datetime | None) -> str:
+    """The moment itself, in UTC; the browser puts it in the reader's zone."""
+    return "" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def iso(moment: datetime | None) -> str:
+    """For `<time datetime>`."""
+    return "" if moment is None else moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def share(part: float | None, whole: float | None) -> int:
+    """Whole per cent, 0 where it cannot be said."""
+    return min(100, int(100 * part / whole)) if part and whole else 0
+
+
+def short(text: Any, length: int = 300) -> str:
+    """Text cut to a length, with an ellipsis where something is missing."""
+    said = str(text)
+    return said if len(said) <= length else said[: length - 1] + "…"
+
+
+def change(base: float | None, now: float | None) -> str:
+    """How far a score moved: «−36 %» for losses and rates alike; empty where it cannot be said."""
+    if base is None or now is None or not base:
+        return ""
+    percent = 100 * (now - base) / abs(base)
+    sign = "+" if percent > 0 else "−" if percent < 0 else "±"
+    return f"{sign}{abs(percent):.0f} %" if abs(percent) >= 1 else f"{sign}{abs(percent):.1f} %"
+
+
+FILTERS = {
+    f.__name__: f for f in (count, figure, plain, size, span, ago, absolute, iso, share, short, change)
+}
