@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(10, gt=0)
     lease_seconds: float = Field(60, gt=0)
     sweep_seconds: float = Field(15, gt=0)
+    retry_seconds: float = Field(30, ge=0, description="Pause after a first crash; doubled after each further one.")
     session_hours: float = Field(24 * 7, gt=0)
     download_minutes: float = Field(15, gt=0)
     allow_hub: bool = Field(False, description="Base models may be fetched from a hub by id.")

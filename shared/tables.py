@@ -262,7 +262,7 @@ class Job(SQLModel, table=True):
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("team_id", "idempotency_key"),
-        Index("jobs_claim", "slot", "rank_at", "id", postgresql_where=text("state = 'queued'")),
+        Index("jobs_claim", "slot", "team_id", "rank_at", "id", postgresql_where=text("state = 'queued'")),
         Index("jobs_running", "id", postgresql_where=text("state = 'running'")),
         Index("jobs_team_age", "team_id", "id"),
     )
@@ -335,7 +335,7 @@ class Attempt(SQLModel, table=True):
     """One worker's try at a job. Its lease is renewed by heartbeat and fenced by `lease_id`."""
 
     __tablename__ = "attempts"
-    __table_args__ = (UniqueConstraint("job_id", "number"),)
+    __table_args__ = (UniqueConstraint("job_id", "number"), Index("attempts_ended", "ended_at"))
     id: str = ident("attempt-")
     job_id: str = ref("jobs", cascade=True, index=False)
     team_id: str = ref("teams", cascade=True, index=False)

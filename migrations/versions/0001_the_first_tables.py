@@ -468,7 +468,7 @@ def upgrade() -> None:
     op.create_index(
         "jobs_claim",
         "jobs",
-        ["slot", "rank_at", "id"],
+        ["slot", "team_id", "rank_at", "id"],
         unique=False,
         postgresql_where=sa.text("state = 'queued'"),
     )
@@ -519,6 +519,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("job_id", "number"),
         sa.UniqueConstraint("lease_id"),
     )
+    op.create_index("attempts_ended", "attempts", ["ended_at"], unique=False)
     op.create_index(op.f("ix_attempts_worker_id"), "attempts", ["worker_id"], unique=False)
     op.create_table(
         "job_dependencies",
@@ -675,6 +676,7 @@ def downgrade() -> None:
     op.drop_table("schedule_runs")
     op.drop_index(op.f("ix_job_dependencies_waits_for_id"), table_name="job_dependencies")
     op.drop_table("job_dependencies")
+    op.drop_index("attempts_ended", table_name="attempts")
     op.drop_index(op.f("ix_attempts_worker_id"), table_name="attempts")
     op.drop_table("attempts")
     op.drop_index("jobs_team_age", table_name="jobs")
