@@ -1,0 +1,132 @@
+"""Draws any Spec as a form and reads it back: one field a knob, bounds and help from the Spec itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shared.errors import Refused
+from shared.recipe import Recipe, Spec, resolve
+
+TRUE = {"on", "true", "1", "yes"}
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One field of a Spec, as a form shows it. `kind`: number, integer, choice, check or text."""
+
+    name: str
+    title: str
+    help: str
+    kind: str
+    default: Any
+    options: tuple[str, ...]
+    bounds: str
+    advanced: bool
+    optional: bool
+
+
+def knobs(spec: type[Spec]) -> list[Knob]:
+    """The Spec's fields in their order."""
+    described = spec.model_json_schema()["properties"]
+    return [_knob(name, field, described[name]) for name, field in spec.model_fields.items()]
+
+
+def _knob(name: str, field: Any, described: dict) -> Knob:
+    alternatives = [d for d in described.get("anyOf", [described]) if d.get("type") != "null"]
+    schema = alternatives[0] if alternatives else described
+    kind = (
+        "choice"
+        if "enum" in schema
+        else {"boolean": "check"}.get(schema.get("type"), schema.get("type", "text"))
+    )
+    return Knob(
+        name=name,
+        title=field.title or name,
+        help=field.description or "",
+        kind="text" if kind in ("string", "array", "object") else kind,
+        default=field.default,
+        options=tuple(str(option) for option in schema.get("enum", ())),
+        bounds=_bounds(schema),
+        advanced=bool((field.json_schema_extra or {}).get("advanced")),
+        optional=len(alternatives) < len(described.get("anyOf", alternatives)),
+    )
+
+
+def _bounds(schema: dict) -> str:
+    """The bounds in words: «1 to 1,024», «above 0, up to 1»."""
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    if low is not None and high is not None:
+        return f"{low:,g} to {high:,g}"
+    said = [f"above {above:,g}"] if above is not None else [f"from {low:,g}"] if low is not None else []
+    said += [f"up to {high:,g}"] if high is not None else [f"below {below:,g}"] if below is not None else []
+    return ", ".join(said)
+
+
+def read(spec: type[Spec], form: Mapping[str, str]) -> dict[str, Any]:
+    """What was asked for: the knobs whose value is not the default. Text that is no number stays as
+    typed, so that the error can quote it."""
+    asked: dict[str, Any] = {}
+    for knob in knobs(spec):
+        if knob.kind == "check":
+            value: Any = form.get(knob.name, "") in TRUE
+            present = f"{knob.name}-shown" in form
+        else:
+            value, present = _typed(knob, form.get(knob.name, "").strip()), knob.name in form
+        if present and value != knob.default and not (value is None and knob.default is None):
+            asked[knob.name] = value
+    return asked
+
+
+def _typed(knob: Knob, text: str) -> Any:
+    if text == "":
+        return None if knob.optional else knob.default
+    try:
+        if knob.kind == "integer":
+            return int(text.replace(",", ""))
+        if knob.kind == "number":
+            return float(text.replace(",", ""))
+    except ValueError:
+        pass
+    return text
+
+
+def problems(recipe: Recipe, asked: dict[str, Any]) -> dict[str, str]:
+    """{knob: sentence} for every value that the Spec refuses, and for what it refuses together."""
+    wrong: dict[str, str] = {}
+    for name, value in asked.items():
+        try:
+            resolve(recipe, {name: value})
+        except Refused as refusal:
+            wrong[name] = refusal.message
+    if not wrong:
+        try:
+            resolve(recipe, asked)
+        except Refused as refusal:
+            wrong[field_of(refusal)] = refusal.message
+    return wrong
+
+
+FIELDS = {  # the API's parameter: the form's field
+    "training_file": "dataset",
+    "dataset_version_id": "dataset",
+    "valid_version_id": "valid",
+    "validation_file": "valid",
+    "base_model": "model",
+    "base_model_id": "model",
+    "checkpoint_id": "model",
+    "suffix": "name",
+    "type": "recipe",
+    "completion_window": "dataset",
+    "input_file_id": "dataset",
+}
+
+
+def field_of(refusal: Refused) -> str:
+    """The form's field that a refusal is about; empty for none."""
+    parts = (refusal.param or "").split(".")
+    if "columns" in parts[:-1]:
+        return f"column-{parts[-1]}"
+    if parts[-1] == "columns":
+        return "columns"
+    return FIELDS.get(parts[-1], parts[-1])
