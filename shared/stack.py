@@ -288,13 +288,25 @@ def servers(home: Path, env: dict[str, str], ports: dict[str, int], *, durable: 
 
 def prepare() -> None:
     """The database at its newest revision, the known base models in it, the bucket there."""
-    from shared import base_models, migrate, storage
-    from shared.db import transaction
+    from shared import migrate, storage
 
     migrate.upgrade()
+    know_base_models()
+    storage.ensure_bucket()
+
+
+def know_base_models() -> None:
+    """Rows for the base models that come as packages; their weights are imported on first use."""
+    from importlib.util import find_spec
+
+    from shared.db import transaction
+
+    if find_spec("shared.base_models") is None:
+        return
+    from shared import base_models
+
     with transaction() as db:
         base_models.ensure_known(db)
-    storage.ensure_bucket()
 
 
 @contextmanager

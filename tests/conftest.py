@@ -1,0 +1,69 @@
+"""The real services under the tests: one embedded stack a pytest process, never a mock.
+
+`stack` runs Postgres, Valkey and SeaweedFS in a temporary folder. `db` is a session whose
+transaction is rolled back; `clean` is for tests that must commit. `live` adds gunicorn, a Celery
+worker and beat as real processes over a database, bucket and broker database of their own on the
+same servers. Before each test, settings point at what the test asks for.
+"""
+
+from collections.abc import Generator
+
+import pytest
+from sqlmodel import Session
+
+from shared.db import engine
+from tests.services import Live, Stack, empty
+
+SERVICES: dict[str, Stack | Live] = {}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Aim at the services that this test uses, before its fixtures of any scope are made."""
+    used = getattr(item, "fixturenames", ())
+    aim = next((name for name in ("live", "stack") if name in used and name in SERVICES), None)
+    if aim:
+        SERVICES[aim].aim()
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
+    """Running servers, migrated, with the known base models and the bucket in them."""
+    running = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        running.start()
+        SERVICES["stack"] = running
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def live(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Generator[Live]:
+    """Web, worker and beat as processes, with short heartbeat, lease and sweep."""
+    running = Live(stack, tmp_path_factory.mktemp("live"))
+    try:
+        running.start()
+        SERVICES["live"] = running
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def db(stack: Stack) -> Generator[Session]:
+    """A session inside a transaction that is rolled back: a clean database for each test."""
+    with engine().connect() as connection:
+        outer = connection.begin()
+        with Session(connection, expire_on_commit=False, join_transaction_mode="create_savepoint") as session:
+            yield session
+        outer.rollback()
+
+
+@pytest.fixture
+def clean(stack: Stack, request: pytest.FixtureRequest) -> Generator[None]:
+    """Empty tables and an empty broker, before the test and after it. Not together with `live`."""
+    if "live" in request.fixturenames:
+        pytest.fail("`clean` would empty the tables under the live worker; make a team of your own instead.")
+    empty()
+    yield
+    empty()

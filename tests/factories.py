@@ -1,0 +1,243 @@
+"""Rows and tiny base models for tests. Each makes what it needs and takes the rest as keywords."""
+
+import hashlib
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sqlmodel import Session
+
+from shared import passwords, recipe, storage, teams
+from shared.ids import new_id
+from shared.tables import (
+    Attempt,
+    BaseModel,
+    Checkpoint,
+    Dataset,
+    DatasetVersion,
+    File,
+    Job,
+    Kind,
+    Membership,
+    Ready,
+    Role,
+    Slot,
+    Team,
+    User,
+    Worker,
+)
+
+T = TypeVar("T")
+PASSWORD = "a long walk by the sea"
+CHAT = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {n} and one?"},
+            {"role": "assistant", "content": f"{n + 1}."},
+        ]
+    }
+    for n in range(12)
+]
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PREFIXES = {
+    Kind.TRAIN: "ftjob-",
+    Kind.INFER: "batch_",
+    Kind.EXPORT: "export-",
+    Kind.IMPORT: "import-",
+    Kind.EVALUATE: "evaluate-",
+}
+_numbers = itertools.count(1)
+
+
+def stored(db: Session, row: T) -> T:
+    """The row, written in the session's transaction."""
+    db.add(row)
+    db.flush()
+    return row
+
+
+def a_team(db: Session, name: str | None = None) -> Team:
+    """A team with a name of its own."""
+    return stored(db, Team(name=name or f"Team {next(_numbers)}"))
+
+
+def a_user(db: Session, team: Team, role: Role | str = Role.MEMBER, email: str | None = None) -> User:
+    """A person of that team whose password is `PASSWORD`."""
+    email = email or f"person{next(_numbers)}@example.com"
+    user = stored(db, User(email=email, password_hash=passwords.hashed(PASSWORD)))
+    stored(db, Membership(team_id=team.id, user_id=user.id, role=Role(role)))
+    return user
+
+
+def a_token(db: Session, team: Team, role: Role | str = Role.OWNER, name: str = "tests") -> str:
+    """The secret of a new API token of that team."""
+    return teams.create_token(db, team, name, role)[1]
+
+
+def a_file(
+    db: Session, team: Team, data: bytes = b"{}\n", filename: str = "rows.jsonl", purpose: str = "fine-tune"
+) -> File:
+    """Stored bytes with their row."""
+    file = File(id=new_id("file-"), team_id=team.id, purpose=purpose, filename=filename, bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(), key="", status="processed")  # fmt: skip
+    file.key = f"teams/{team.id}/files/{file.id}"
+    storage.put_bytes(file.key, data)
+    return stored(db, file)
+
+
+def a_dataset(
+    db: Session, team: Team, rows: list[dict] | None = None, name: str | None = None
+) -> DatasetVersion:
+    """The first version of a new dataset with these rows (chat rows where none are given), imported."""
+    rows = CHAT if rows is None else rows
+    name = name or f"dataset-{next(_numbers)}"
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    file = a_file(db, team, lines, f"{name}.jsonl")
+    dataset = stored(db, Dataset(team_id=team.id, name=name))
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    parquet = buffer.getvalue()
+    version = DatasetVersion(id=new_id("dsv-"), team_id=team.id, dataset_id=dataset.id, number=1, file_id=file.id,
+                             state=Ready.READY, rows=len(rows), bytes=len(parquet), report=a_report(rows),
+                             content_hash=hashlib.sha256(parquet).hexdigest())  # fmt: skip
+    version.key = f"teams/{team.id}/datasets/{version.id}.parquet"
+    storage.put_bytes(version.key, parquet)
+    return stored(db, version)
+
+
+def a_report(rows: list[dict]) -> dict[str, Any]:
+    """What the importer would say of good rows."""
+    names = list(rows[0]) if rows else []
+    fits = {r.name: found for r in recipe.recipes().values() if (found := r.recognise(names))}
+    clean = {"findings": [], "fatal": 0, "skipped": 0}
+    columns = [{"name": n, "type": type(rows[0][n]).__name__, "filled": len(rows)} for n in names]
+    return {
+        "format": "jsonl",
+        "columns": columns,
+        "preview": rows[:50],
+        "findings": [],
+        "fits": {name: {"columns": found, **clean} for name, found in fits.items()},
+    }
+
+
+def a_base_model(
+    db: Session, folder: Path | None = None, *, head: str = "causal_lm", team: Team | None = None
+) -> BaseModel:
+    """A base model that is ready; with a folder its files are in the store."""
+    number = next(_numbers)
+    prefix = f"base/test{number}/"
+    manifest = storage.put_folder(prefix, folder) if folder else []
+    facts = {"architecture": "Test", "heads": [head], "parameters": 50_000, "max_length": 256, "vocab_size": 300,
+             "chat": head == "causal_lm"}  # fmt: skip
+    return stored(db, BaseModel(id=f"test-model-{number}", team_id=team.id if team else None, title="A tiny model",
+                                source="package:test", state=Ready.READY, content_hash=f"test{number}",
+                                prefix=prefix, manifest=manifest, facts=facts))  # fmt: skip
+
+
+def a_job(db: Session, team: Team, kind: Kind = Kind.TRAIN, **fields: Any) -> Job:
+    """A queued job; a training job gets a dataset and a base model where none are named."""
+    if kind is Kind.TRAIN:
+        if "dataset_version_id" not in fields:
+            fields["dataset_version_id"] = a_dataset(db, team).id
+        if "base_model_id" not in fields:
+            fields["base_model_id"] = a_base_model(db).id
+        fields.setdefault("recipe", "sft")
+        fields.setdefault("columns", {"messages": "messages"})
+    slot = Slot.COMPUTE if kind in (Kind.TRAIN, Kind.INFER, Kind.EVALUATE) else Slot.LIGHT
+    row = {"id": new_id(PREFIXES[kind]), "team_id": team.id, "kind": kind, "slot": slot} | fields
+    return stored(db, Job(**row))
+
+
+def a_worker(db: Session, **fields: Any) -> Worker:
+    """A worker that offers one slot of each class."""
+    row = {
+        "host": "test",
+        "pid": next(_numbers),
+        "version": "0",
+        "slots": {"compute": 1, "light": 1},
+    } | fields
+    return stored(db, Worker(**row))
+
+
+def an_attempt(db: Session, job: Job, worker: Worker | None = None, **fields: Any) -> Attempt:
+    """A try at the job. The job's own columns stay as they are."""
+    worker = worker or a_worker(db)
+    row = {"job_id": job.id, "team_id": job.team_id, "number": next(_numbers), "worker_id": worker.id,
+           "slots": [0], "lease_id": new_id("lease-")} | fields  # fmt: skip
+    return stored(db, Attempt(**row))
+
+
+def a_checkpoint(
+    db: Session, job: Job, step: int = 10, folder: Path | None = None, **fields: Any
+) -> Checkpoint:
+    """A stored checkpoint of the job; `folder` holds servable/ and state/."""
+    attempt = an_attempt(db, job)
+    prefix = f"teams/{job.team_id}/jobs/{job.id}/{attempt.number}-{attempt.lease_id[:8]}/step-{step:06d}/"
+    manifest = storage.put_folder(prefix, folder) if folder else []
+    row = {"team_id": job.team_id, "job_id": job.id, "attempt_id": attempt.id, "step": step, "prefix": prefix,
+           "manifest": manifest, "bytes": sum(entry["bytes"] for entry in manifest)} | fields  # fmt: skip
+    return stored(db, Checkpoint(**row))
+
+
+# --- tiny base models -------------------------------------------------------------------------
+
+
+def tiny_causal_lm(folder: Path) -> Path:
+    """A Llama of about 50,000 random weights with a byte-level tokenizer and a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {word: n for n, word in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    plain = Tokenizer(models.BPE(vocabulary, []))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    plain.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>",
+        unk_token="<|endoftext|>", model_max_length=256, chat_template=CHATML,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=40, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+        bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """A BERT of about 50,000 random weights with a WordPiece tokenizer over characters."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    characters = [chr(n) for n in range(33, 127) if not chr(n).isupper()]
+    vocabulary = {word: n for n, word in enumerate(special + characters + [f"##{c}" for c in characters])}
+    plain = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    plain.normalizer = normalizers.BertNormalizer(lowercase=True)
+    plain.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    plain.decoder = decoders.WordPiece()
+    plain.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_max_length=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=40, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
