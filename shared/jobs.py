@@ -1,0 +1,461 @@
+"""A job's life, from submit to its end. The only writer of `job.state`.
+
+                 submit                      claim
+        (an order) ──────────▶  queued  ──────────────▶  running
+                                │ ▲ ▲                     │ │ │
+                  pause, cancel │ │ │  release, reap,     │ │ │ finish
+                                │ │ │  crash within its   │ │ │
+                                │ │ └──── budget ─────────┘ │ │
+                                │ │ resume                  │ │
+                                ▼ │   pause, obeyed         │ ▼
+                              paused ◀────────────────────┘  succeeded · failed · cancelled
+                                │                                        ▲
+                                └──────────────── cancel ────────────────┘
+
+Who may: submit, cancel, pause, resume, retry and delete are a person's (or a schedule's); claim,
+renew, report, release and finish are the worker's that holds the lease; reap is anybody's, by the
+database's clock. A job whose dependency fails, fails with it.
+
+A running job is not cancelled or paused from outside: the request is a column, read by the holder's
+next renewal. The row's lock orders cancel and finish: a finish after the request ends `cancelled` with
+its checkpoints kept; a cancel after the finish is refused.
+
+Every word of an attempt is fenced by `lease_id`: once the attempt has ended, its worker's word is
+ignored. Locks are taken in this order: a slot class's advisory lock, job, attempt. Every change leaves
+a line in `transitions`.
+"""
+
+from datetime import timedelta
+
+from sqlalchemy import func, text
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col, select
+
+from shared import orders, ranking, settling
+from shared.budgets import verdict
+from shared.errors import Refused
+from shared.ids import new_id
+from shared.leases import Orders, clock, held, held_job, renew, report
+from shared.orders import Order
+from shared.settings import settings
+from shared.tables import (
+    FINAL,
+    Artifact,
+    Attempt,
+    BaseModel,
+    Checkpoint,
+    DatasetVersion,
+    Job,
+    JobDependency,
+    Kind,
+    Outcome,
+    Ready,
+    State,
+    Transition,
+    Worker,
+)
+
+__all__ = ["Order", "Orders", "held", "renew", "report"]  # a job's verbs, from here too
+
+PRIORITY_WEIGHT = timedelta(minutes=10)  # a step of priority is worth ten minutes of waiting
+HISTORY = 50  # attempts that a verdict looks back on
+REAPER_LOCK = 0x72656170  # «reap»
+
+
+# --- in ---------------------------------------------------------------------------------------------
+
+
+def submit(db: Session, order: Order, idempotency_key: str | None = None) -> Job:
+    """Checks the order and queues it. Raises Refused; nothing is stored then.
+
+    The same key with the same order gives the same job, also to fifty requests at once; with another
+    order it is refused with 409. Wake the job's slot after the commit.
+    """
+    body_hash = orders.fingerprint(order)
+    if idempotency_key and (known := with_key(db, order.team_id, idempotency_key, body_hash)):
+        return known
+    try:
+        with db.begin_nested():
+            accepted = orders.accept(
+                db,
+                order,
+                lambda base: submit_import(
+                    db, team_id=order.team_id, base_model_id=base.id, created_by=order.created_by
+                ),
+            )
+            accepted.job.idempotency_key = idempotency_key
+            accepted.job.body_hash = body_hash
+            return enter(db, accepted.job, order.actor or order.created_by or "", accepted.waits_for)
+    except IntegrityError:
+        known = with_key(db, order.team_id, idempotency_key, body_hash) if idempotency_key else None
+        if known is None:
+            raise
+        return known
+
+
+def with_key(db: Session, team_id: str, key: str, body_hash: str) -> Job | None:
+    """The job that was submitted with that key. Raises Refused where the order was another."""
+    known = db.exec(select(Job).where(Job.team_id == team_id, Job.idempotency_key == key)).first()
+    if known is not None and known.body_hash != body_hash:
+        raise Refused(
+            f"The idempotency key «{key}» was used for another request. Send a new key with a new request.",
+            param="idempotency_key",
+            code="idempotency_key_reused",
+            status=409,
+        )
+    return known
+
+
+def submit_import(
+    db: Session,
+    *,
+    team_id: str,
+    version_id: str | None = None,
+    base_model_id: str | None = None,
+    file_id: str | None = None,
+    created_by: str | None = None,
+) -> Job:
+    """Queues the import of a dataset version or a base model, whose row says `building` from now on."""
+    job = orders.blank(Order(team_id=team_id, kind=Kind.IMPORT, file_id=file_id, created_by=created_by))
+    row = db.get(DatasetVersion, version_id) if version_id else db.get(BaseModel, base_model_id)
+    if row is None:
+        raise Refused("There is nothing to import.", code="not_found", status=404)
+    job.dataset_version_id, job.base_model_id, job.file_id = version_id, base_model_id, file_id
+    enter(db, job, created_by or "")
+    row.state, row.import_job_id, row.error = Ready.BUILDING, job.id, None
+    db.flush()
+    return job
+
+
+def submit_export(db: Session, *, checkpoint: Checkpoint, form: str, created_by: str | None = None) -> Job:
+    """Queues the making of an artifact from a checkpoint; the same one is made once.
+
+    Where it is ready or being made already, this is the job that makes or made it.
+    """
+    db.exec(select(Checkpoint.id).where(Checkpoint.id == checkpoint.id).with_for_update()).one()
+    made = select(Artifact).where(
+        Artifact.checkpoint_id == checkpoint.id, Artifact.form == form, Artifact.state != Ready.FAILED
+    )
+    if artifact := db.exec(made).first():
+        return db.exec(select(Job).where(Job.id == artifact.job_id)).one()
+    trained = db.exec(select(Job).where(Job.id == checkpoint.job_id)).one()
+    job = orders.blank(Order(team_id=checkpoint.team_id, kind=Kind.EXPORT, created_by=created_by))
+    job.recipe, job.spec, job.seed = trained.recipe, trained.spec, trained.seed
+    job.base_model_id, job.checkpoint_id, job.name = trained.base_model_id, checkpoint.id, trained.name
+    job.asked = {"form": form}
+    enter(db, job, created_by or "")
+    db.add(Artifact(team_id=job.team_id, job_id=job.id, checkpoint_id=checkpoint.id, form=form))
+    db.flush()
+    return job
+
+
+def enter(db: Session, job: Job, actor: str, waits_for: set[str] | None = None) -> Job:
+    """Stores a new job as queued, by the database's clock."""
+    job.created_at = clock(db)
+    job.rank_at = job.created_at - PRIORITY_WEIGHT * job.priority
+    job.state, job.stage = State.QUEUED, "waiting" if waits_for else ""
+    db.add(job)
+    db.flush()
+    # the share lock makes us see a dependency's end, or its end see us
+    held_back = select(Job).where(col(Job.id).in_(waits_for or ())).order_by(col(Job.id))
+    for other in db.exec(held_back.with_for_update(read=True)).all():
+        if other.state in (State.FAILED, State.CANCELLED):
+            raise Refused(settling.why(other), param=settling.param(other))
+        db.add(JobDependency(job_id=job.id, waits_for_id=other.id))
+    note(db, job, actor, "submitted")
+    return job
+
+
+# --- the worker's verbs -----------------------------------------------------------------------------
+
+
+def claim(db: Session, worker_id: str, slot: str) -> Attempt | None:
+    """The next job of that slot class for this worker, as a new attempt with a lease; None: nothing to do.
+
+    Short: commit at once. The advisory lock makes fair share exact; the row lock gives a job to one.
+    """
+    draining = select(Worker.draining_at).where(Worker.id == worker_id)
+    if db.exec(draining).first() is not None:
+        return None
+    db.connection().execute(
+        text("SELECT pg_advisory_xact_lock(hashtext('claim'), hashtext(:slot))"), {"slot": slot}
+    )
+    job = ranking.first_free(db, slot)
+    if job is None:
+        return None
+    at = clock(db)
+    newest = newest_step(db, job.id)
+    number = db.exec(select(func.count()).select_from(Attempt).where(Attempt.job_id == job.id)).one() + 1
+    attempt = Attempt(
+        id=new_id("attempt-"),
+        job_id=job.id,
+        team_id=job.team_id,
+        number=number,
+        worker_id=worker_id,
+        slots=[slot],
+        lease_id=new_id("lease-"),
+        lease_expires_at=at + timedelta(seconds=settings().lease_seconds),
+        start_step=newest,
+        started_at=at,
+    )
+    db.add(attempt)
+    job.state, job.stage, job.attempt_id = State.RUNNING, "fetching", attempt.id
+    job.attempts += 1
+    job.run_after, job.started_at = None, job.started_at or at
+    note(db, job, worker_id, f"attempt {number}")
+    return attempt
+
+
+def finish(
+    db: Session,
+    lease_id: str,
+    outcome: Outcome,
+    *,
+    reason_code: str | None = None,
+    reason: str | None = None,
+    param: str | None = None,
+    scores: dict | None = None,
+    trained_tokens: int | None = None,
+    best_checkpoint_id: str | None = None,
+) -> State | None:
+    """Ends the attempt and says what the job is now; None: the lease was lost, nothing is changed."""
+    job = held_job(db, lease_id)
+    if job is None:
+        return None
+    job.scores = job.scores if scores is None else scores
+    job.trained_tokens = job.trained_tokens if trained_tokens is None else trained_tokens
+    job.best_checkpoint_id = best_checkpoint_id or job.best_checkpoint_id
+    return close(db, job, outcome, reason_code=reason_code, reason=reason, param=param)
+
+
+def release(db: Session, lease_id: str, reason: str) -> State | None:
+    """Gives the job back without charge: the worker drains, or something that is not the job's is away."""
+    return finish(db, lease_id, Outcome.RELEASED, reason_code="released", reason=reason)
+
+
+def close(
+    db: Session,
+    job: Job,
+    outcome: Outcome,
+    *,
+    reason_code: str | None = None,
+    reason: str | None = None,
+    param: str | None = None,
+    actor: str | None = None,
+) -> State:
+    """Ends the attempt that holds the job (whose row is locked) and decides what becomes of the job."""
+    attempt = db.exec(select(Attempt).where(Attempt.id == job.attempt_id).with_for_update()).one()
+    attempt.outcome, attempt.ended_at = outcome, clock(db)
+    attempt.reason_code, attempt.reason = reason_code, reason
+    attempt.end_step = job.progress.get("step")
+    actor = actor or attempt.worker_id
+    job.attempt_id = None
+    if outcome in (Outcome.LOST, Outcome.RELEASED):
+        job.attempts -= 1
+    if job.cancel_requested_at is not None:
+        return end(db, job, State.CANCELLED, actor, "cancelled", "It was cancelled.")
+    if outcome == Outcome.SUCCEEDED:
+        return end(db, job, State.SUCCEEDED, actor)
+    if outcome == Outcome.FAILED:
+        return end(db, job, State.FAILED, actor, reason_code, reason, param)
+    if job.pause_requested_at is not None:
+        return rest(db, job, actor)
+    return requeue(db, job, actor, attempt)
+
+
+def requeue(db: Session, job: Job, actor: str, attempt: Attempt) -> State:
+    """Another attempt if the budget of what happened allows one, else the end with the story told."""
+    past = select(Attempt).where(Attempt.job_id == job.id).order_by(col(Attempt.number).desc()).limit(HISTORY)
+    at = clock(db)
+    follows = verdict(db.exec(past).all(), newest_step(db, job.id), at, settings().retry_seconds)
+    if not follows.again:
+        return end(db, job, State.FAILED, actor, follows.reason_code, follows.reason)
+    job.state, job.stage = State.QUEUED, ""
+    job.run_after = at + timedelta(seconds=follows.pause) if follows.pause else None
+    note(db, job, actor, attempt.reason or str(attempt.outcome))
+    return job.state
+
+
+def end(
+    db: Session,
+    job: Job,
+    state: State,
+    actor: str,
+    reason_code: str | None = None,
+    reason: str | None = None,
+    param: str | None = None,
+) -> State:
+    """A final state, and what hangs on it: what the job was to make, and the jobs that wait for it."""
+    job.state, job.stage, job.finished_at = state, "", clock(db)
+    job.reason_code, job.reason, job.reason_param = reason_code, reason, param
+    job.run_after = None
+    note(db, job, actor, reason or "")
+    if state == State.SUCCEEDED:
+        settling.release_waiting(db, job)
+        return state
+    settling.fail_what_it_makes(db, job)
+    for waiting in settling.waiting_for(db, job):
+        end(db, waiting, State.FAILED, actor, "dependency_failed", settling.why(job), settling.param(job))
+    return state
+
+
+def reap(db: Session) -> int:
+    """Queues the jobs of workers that are gone again. Returns how many; commit at once.
+
+    In two steps, so that a worker has time to renew: a lease that ran out makes its attempt suspect,
+    a suspect that stays silent is lost. After an outage of the database every lease looks run out: so
+    nothing is reaped within a lease of the server's start, and while most of the running attempts are
+    suspect at once they get another lease's time.
+    """
+    mine = (
+        db.connection().execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": REAPER_LOCK}).scalar()
+    )
+    lease = settings().lease_seconds
+    up = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")
+    if not mine or float(db.connection().execute(up).scalar_one()) < lease:
+        return 0
+    patience = lease if mark_suspects(db, lease / 4) else 1.5 * settings().heartbeat_seconds
+    silent = text("""
+        SELECT a.id FROM attempts a
+         WHERE a.ended_at IS NULL AND a.suspect_since < clock_timestamp() - make_interval(secs => :patience)
+         ORDER BY a.job_id""")
+    lost = 0
+    for attempt_id in db.connection().execute(silent, {"patience": patience}).scalars().all():
+        held_by = select(Job).where(Job.attempt_id == attempt_id).with_for_update(skip_locked=True)
+        job = db.exec(held_by.execution_options(populate_existing=True)).first()
+        if job is not None and still_suspect(db, attempt_id):
+            close(db, job, Outcome.LOST, reason_code="lost", reason=settling.LOST, actor="reaper")
+            lost += 1
+    return lost
+
+
+def mark_suspects(db: Session, grace: float) -> bool:
+    """Marks the attempts whose lease ran out more than `grace` seconds ago. True: it looks like an outage."""
+    db.connection().execute(
+        text("""
+            UPDATE attempts SET suspect_since = clock_timestamp()
+             WHERE ended_at IS NULL AND suspect_since IS NULL
+               AND lease_expires_at < clock_timestamp() - make_interval(secs => :grace)"""),
+        {"grace": grace},
+    )
+    counted = text("SELECT count(suspect_since), count(*) FROM attempts WHERE ended_at IS NULL")
+    suspects, running = db.connection().execute(counted).one()
+    return suspects > 3 and suspects * 2 > running
+
+
+def still_suspect(db: Session, attempt_id: str) -> bool:
+    """Whether no renewal came between the reaper's look and its lock."""
+    suspect = select(Attempt.id).where(Attempt.id == attempt_id, col(Attempt.suspect_since).is_not(None))
+    return db.exec(suspect.with_for_update()).first() is not None
+
+
+# --- a person's verbs -------------------------------------------------------------------------------
+
+
+def cancel(db: Session, job: Job, actor: str) -> Job:
+    """Cancels a waiting job at once, asks the holder of a running one. Raises Refused after its end."""
+    job = locked(db, job.id)
+    if job.state in FINAL:
+        raise Refused(f"{job.id} has {job.state} already.", code="job_is_final")
+    if job.state != State.RUNNING:
+        job.cancel_requested_at = clock(db)
+        end(db, job, State.CANCELLED, actor, "cancelled", "It was cancelled.")
+    elif job.cancel_requested_at is None:
+        job.cancel_requested_at = clock(db)
+        note(db, job, actor, "cancel requested")
+    return job
+
+
+def pause(db: Session, job: Job, actor: str) -> Job:
+    """Takes a waiting job out of the queue, asks the holder of a running one to keep a checkpoint and stop."""
+    job = locked(db, job.id)
+    if job.state in FINAL:
+        raise Refused(f"{job.id} has {job.state} already.", code="job_is_final")
+    if job.state == State.QUEUED:
+        rest(db, job, actor)
+    elif job.state == State.RUNNING and job.pause_requested_at is None:
+        job.pause_requested_at = clock(db)
+        note(db, job, actor, "pause requested")
+    return job
+
+
+def rest(db: Session, job: Job, actor: str) -> State:
+    """Out of the queue until somebody resumes it."""
+    job.state, job.stage, job.pause_requested_at, job.run_after = State.PAUSED, "", None, None
+    note(db, job, actor, "paused")
+    return job.state
+
+
+def resume(db: Session, job: Job, actor: str) -> Job:
+    """Queues a paused job again, to go on from its newest checkpoint. Wake its slot after the commit."""
+    job = locked(db, job.id)
+    if job.state == State.PAUSED:
+        job.state = State.QUEUED
+    elif job.state != State.RUNNING or job.pause_requested_at is None:
+        raise Refused(f"{job.id} is {job.state}, not paused.", code="job_is_not_paused")
+    job.pause_requested_at = None
+    note(db, job, actor, "resumed")
+    return job
+
+
+def retry(db: Session, job: Job, actor: str) -> Job:
+    """A new job for the same order, same seed. Raises Refused while this one may still succeed."""
+    if job.state not in FINAL:
+        raise Refused(f"{job.id} is {job.state}; cancel it first.", code="job_is_not_final")
+    if job.kind == Kind.EXPORT:
+        checkpoint = db.exec(select(Checkpoint).where(Checkpoint.id == job.checkpoint_id)).one()
+        return submit_export(db, checkpoint=checkpoint, form=job.asked["form"], created_by=job.created_by)
+    if job.kind == Kind.IMPORT:
+        return submit_import(
+            db,
+            team_id=job.team_id,
+            version_id=job.dataset_version_id,
+            base_model_id=job.base_model_id,
+            file_id=job.file_id,
+            created_by=job.created_by,
+        )
+    return submit(db, orders.again(job, actor))
+
+
+def delete(db: Session, job: Job, actor: str) -> None:
+    """Hides an ended job and gives its checkpoints up; the sweep removes their bytes.
+
+    Raises Refused while it runs or another job needs one of its checkpoints.
+    """
+    job = locked(db, job.id)
+    if job.state not in FINAL:
+        raise Refused(f"{job.id} is {job.state}; cancel it before you delete it.", code="job_is_not_final")
+    if user := orders.using_checkpoints_of(db, job.id):
+        raise Refused(f"{user} still needs a checkpoint of {job.id}.", code="checkpoint_in_use")
+    job.deleted_at = clock(db)
+    for checkpoint in db.exec(select(Checkpoint).where(Checkpoint.job_id == job.id)):
+        checkpoint.deleted_at = checkpoint.deleted_at or job.deleted_at
+    note(db, job, actor, "deleted")
+
+
+def position(db: Session, job: Job) -> int | None:
+    """How many jobs are claimed before it, plus one, if teams take turns; None: it is not in the queue."""
+    return ranking.position(db, job) if job.state == State.QUEUED else None
+
+
+# --- details ----------------------------------------------------------------------------------------
+
+
+def locked(db: Session, job_id: str) -> Job:
+    """The job as it is now, locked until the commit."""
+    fresh = select(Job).where(Job.id == job_id).with_for_update()
+    return db.exec(fresh.execution_options(populate_existing=True)).one()
+
+
+def newest_step(db: Session, job_id: str) -> int:
+    """The step of the job's newest stored checkpoint; 0: there is none."""
+    newest = select(func.max(Checkpoint.step)).where(
+        Checkpoint.job_id == job_id, col(Checkpoint.deleted_at).is_(None)
+    )
+    return db.exec(newest).one() or 0
+
+
+def note(db: Session, job: Job, actor: str, reason: str) -> None:
+    """A line in the job's timeline, with the state that it has now."""
+    db.add(Transition(job_id=job.id, at=clock(db), state=job.state, actor=actor or "system", reason=reason))
+    db.flush()

@@ -1,0 +1,88 @@
+"""What hangs on the end of a job: what it was to make, and the jobs that wait for it."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import update
+from sqlmodel import Session, col, select
+
+from shared.tables import (
+    Artifact,
+    BaseModel,
+    DatasetVersion,
+    Job,
+    JobDependency,
+    Kind,
+    Ready,
+    Slot,
+    State,
+)
+
+LOST = "The worker went silent: it was killed, cut off or frozen."
+
+
+def why(job: Job) -> str:
+    """The sentence for a job that waited for this one, which has not succeeded."""
+    what = "The import of its base model" if job.base_model_id else "The import of its dataset"
+    if job.kind != Kind.IMPORT:
+        what = f"{job.id}, which it waited for,"
+    if job.state == State.CANCELLED:
+        return f"{what} was cancelled."
+    return f"{what} failed: {job.reason or 'no reason was given'}"
+
+
+def param(job: Job) -> str | None:
+    """The field that a failed dependency stands for."""
+    if job.kind != Kind.IMPORT:
+        return None
+    return "model" if job.base_model_id else "training_file"
+
+
+def fail_what_it_makes(db: Session, job: Job) -> None:
+    """The dataset version, base model or artifact that will not come from this job."""
+    told = job.reason or "It was cancelled."
+    failed = {"state": Ready.FAILED, "error": told}
+    for made in (DatasetVersion, BaseModel):
+        building = (col(made.import_job_id) == job.id, col(made.state) == Ready.BUILDING)
+        if job.kind == Kind.IMPORT:
+            db.connection().execute(update(made).where(*building).values(**failed))
+    unmade = (col(Artifact.job_id) == job.id, col(Artifact.state) == Ready.BUILDING)
+    db.connection().execute(update(Artifact).where(*unmade).values(**failed))
+
+
+def waiting_for(db: Session, job: Job) -> Sequence[Job]:
+    """The jobs that wait for this one, locked."""
+    waiting = (
+        select(Job)
+        .join(JobDependency, col(JobDependency.job_id) == Job.id)
+        .where(JobDependency.waits_for_id == job.id, col(Job.state).in_((State.QUEUED, State.PAUSED)))
+        .order_by(col(Job.id))
+    )
+    return db.exec(waiting.with_for_update(of=Job).execution_options(populate_existing=True)).all()
+
+
+def release_waiting(db: Session, job: Job) -> None:
+    """The jobs for which this was the last to wait for no longer say that they wait."""
+    for waiting in waiting_for(db, job):
+        if not unfinished(db, waiting.id):
+            waiting.stage = ""
+
+
+def unfinished(db: Session, job_id: str) -> Sequence[str]:
+    """The ids of the jobs that this one waits for."""
+    others = (
+        select(Job.id)
+        .join(JobDependency, col(JobDependency.waits_for_id) == Job.id)
+        .where(JobDependency.job_id == job_id, Job.state != State.SUCCEEDED)
+    )
+    return db.exec(others).all()
+
+
+def woken_by(db: Session, job_id: str) -> set[Slot]:
+    """The slot classes to wake once that job has ended."""
+    slots = (
+        select(Job.slot)
+        .join(JobDependency, col(JobDependency.job_id) == Job.id)
+        .where(JobDependency.waits_for_id == job_id, Job.state == State.QUEUED)
+        .distinct()
+    )
+    return {Slot(slot) for slot in db.exec(slots).all()}
