@@ -1,0 +1,142 @@
+"""Wake-ups: Celery messages that say «look». They carry no authority and no work; losing one costs a sweep.
+
+Every setting is here; `worker.tasks` has the tasks. Publishing has an application of its own with
+timeouts of a second, since a frozen broker would otherwise hold a web request for ever.
+"""
+
+import logging
+import time
+from functools import lru_cache
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from shared.settings import settings
+from shared.tables import Slot
+
+log = logging.getLogger(__name__)
+
+LIST = "wake-ups"  # the broker's key
+LOOK, SWEEP, TICK = "burnish.look", "burnish.sweep", "burnish.tick"
+TICK_SECONDS = 15.0
+DRAIN_SECONDS = 120.0  # time that trainers have to checkpoint when their worker is told to stop
+BREAKER_SECONDS = 5.0  # after a failure nothing is sent for this long
+BOUNCES = 5  # times that a busy worker hands a wake-up on
+
+
+class Breaker:
+    """Remembers that the broker failed a moment ago, so that not every request waits for it."""
+
+    def __init__(self) -> None:
+        self.rests_until = 0.0
+
+    def trip(self) -> None:
+        self.rests_until = time.monotonic() + BREAKER_SECONDS
+
+    @property
+    def open(self) -> bool:
+        return time.monotonic() < self.rests_until
+
+
+breaker = Breaker()
+
+
+@lru_cache(maxsize=1)
+def celery() -> Celery:
+    """The application that workers and beat run."""
+    app = Celery("burnish", broker=settings().redis_url, set_as_current=True)
+    app.conf.update(
+        # a message is a hint: acknowledged at once, never redelivered, never kept
+        task_acks_late=False,
+        task_ignore_result=True,
+        result_backend=None,
+        task_default_queue=LIST,
+        task_serializer="json",
+        result_serializer="json",
+        event_serializer="json",
+        accept_content=["json"],
+        task_time_limit=None,
+        task_soft_time_limit=None,
+        # a busy worker leaves messages to the others
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_pool="threads",
+        worker_concurrency=settings().compute_slots + settings().light_slots + 2,  # two for sweep and tick
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_soft_shutdown_timeout=DRAIN_SECONDS,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        # the broker may go and come back
+        broker_connection_retry=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "health_check_interval": 10,
+            "socket_keepalive": True,
+            "socket_connect_timeout": 5,
+        },
+        # beat ticks; what is due stands in Postgres
+        beat_scheduler="celery.beat:Scheduler",
+        beat_max_loop_interval=min(5.0, settings().sweep_seconds),
+        beat_schedule={
+            "sweep": entry(SWEEP, settings().sweep_seconds),
+            "tick": entry(TICK, min(TICK_SECONDS, settings().sweep_seconds)),
+        },
+        timezone="UTC",
+        enable_utc=True,
+    )
+    return app
+
+
+def entry(task: str, seconds: float) -> dict:
+    """A line of beat's schedule; a message that nobody took in time is worth nothing."""
+    return {"task": task, "schedule": seconds, "options": {"expires": max(seconds, 5.0)}}
+
+
+@lru_cache(maxsize=1)
+def publisher() -> Celery:
+    """The application that only sends, and gives up after a second."""
+    app = Celery("burnish-publisher", broker=settings().redis_url, set_as_current=False)
+    app.conf.update(
+        task_default_queue=LIST,
+        task_ignore_result=True,
+        result_backend=None,
+        task_serializer="json",
+        accept_content=["json"],
+        broker_connection_retry=False,
+        broker_connection_max_retries=0,
+        broker_transport_options={
+            "socket_timeout": 1,
+            "socket_connect_timeout": 1,
+            "max_retries": 0,
+            "retry_on_timeout": False,
+        },
+    )
+    return app
+
+
+def wake(slot: Slot | str, bounces: int = BOUNCES) -> bool:
+    """Tells an idle worker to look for a job of that slot class. Call it after the commit.
+
+    Never raises and takes a second at most, also with a dead or frozen broker: then a sweep finds the
+    job. Returns whether the message was sent.
+    """
+    if breaker.open:
+        return False
+    try:
+        publisher().send_task(
+            LOOK,
+            args=[str(slot), bounces],
+            queue=LIST,
+            expires=max(settings().sweep_seconds, 10.0),
+            retry=False,
+            ignore_result=True,
+        )
+    except (OperationalError, RedisError, OSError) as away:
+        breaker.trip()
+        log.warning("The broker did not take a wake-up; the next sweep will find the job: %s", away)
+        return False
+    return True
