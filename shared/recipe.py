@@ -8,11 +8,14 @@ by web and worker both. Torch is imported inside the hooks alone.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable
+import random
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -86,6 +89,14 @@ class Spec(BaseModel):
         help="Evaluations without a better score before it stops.",
         advanced=True,
     )
+    checkpoint_minutes: float = knob(
+        20,
+        gt=0,
+        le=1440,
+        title="Longest time without a checkpoint",
+        help="Minutes; what a crash may cost at most.",
+        advanced=True,
+    )
 
 
 class LoraSpec(Spec):
@@ -131,6 +142,9 @@ class Finding:
     fatal: bool = True  # False: the row is left out and training goes on
 
 
+MAX_FINDINGS = 100
+
+
 @dataclass
 class Sampling:
     """How text is generated; temperature 0 is greedy."""
@@ -141,6 +155,60 @@ class Sampling:
     top_k: int = 0
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
+
+
+Item = dict[str, Any]  # one encoded example: numbers, lists of numbers, text; what a cache can hold
+Batch = dict[str, Any]  # tensors by name
+
+
+class Loss(NamedTuple):
+    """A micro-batch's loss as a sum and its weight, so that batches add up exactly.
+
+    `total` is differentiable; the step's loss is the sum of totals over the sum of weights (answer
+    tokens, rows …). `extra` holds more sums, floats or tensors, that `scored` turns into metrics.
+    """
+
+    total: Any
+    weight: float
+    extra: dict[str, Any] = {}
+
+
+class Scores(NamedTuple):
+    """An evaluation: the declared metrics, and what a page draws in detail."""
+
+    metrics: dict[str, float]
+    detail: dict[str, Any] = {}
+
+
+@dataclass
+class Learner:
+    """What the hooks work on. `model` is None until the weights are loaded.
+
+    `facts` are JSON: what `Recipe.facts` read from the data (the labels …); they travel with every
+    checkpoint. `source` is the folder of the base model; `frozen` a second copy of the weights as
+    they were, where the recipe needs a reference and trains every weight.
+    """
+
+    spec: Any
+    facts: dict[str, Any]
+    tokenizer: Any = None
+    model: Any = None
+    source: Path | None = None
+    frozen: Any = None
+
+    @property
+    def device(self) -> Any:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @contextmanager
+    def reference(self) -> Generator[Any]:
+        """The model as it was before training: the adapter off, or the frozen copy."""
+        if self.frozen is not None:
+            yield self.frozen
+        else:
+            with self.model.disable_adapter():
+                yield self.model
 
 
 class Recipe:
@@ -160,8 +228,9 @@ class Recipe:
     metrics: ClassVar[tuple[Metric, ...]]  # the first one picks the best checkpoint
     head: ClassVar[str]  # what a base model must offer: «causal_lm», «encoder»
     default_base_model: ClassVar[str]
+    needs_reference: ClassVar[bool] = False  # `Learner.reference` is called in the loss
 
-    # --- data, without torch ---------------------------------------------------------------
+    # Data, without torch: the web and the importer call these.
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
         """{this recipe's column: the dataset's column} for shapes known without asking, else None."""
         names = set(columns)
@@ -172,9 +241,142 @@ class Recipe:
         """The dataset's row under this recipe's column names. Raises Refused with the reason."""
         return {mine: row.get(theirs) for mine, theirs in columns.items()}
 
+    def lacks(self, columns: dict[str, str]) -> str | None:
+        """A sentence if this mapping leaves out a column that the recipe cannot do without."""
+        missing = [f"«{c.name}» ({c.help})" for c in self.columns if c.required and c.name not in columns]
+        return f"{self.title} needs a column for {', '.join(missing)}." if missing else None
+
     def check(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> list[Finding]:
         """What is wrong with the rows (at most 100 findings); row numbers count from 1."""
+        if lacking := self.lacks(columns):
+            return [Finding(lacking)]
+        of_rows: dict[bool, list[Finding]] = {True: [], False: []}
+        of_all, more = [], 0
+        for found in self.findings(rows, columns):
+            if found.row is None:
+                of_all.append(found)
+            elif len(of_rows[found.fatal]) < MAX_FINDINGS // 2:
+                of_rows[found.fatal].append(found)
+            else:
+                more += 1
+        if more:
+            of_all.append(Finding(f"{more} more rows have something like this.", fatal=False))
+        return sorted(of_rows[True] + of_rows[False], key=lambda found: found.row or 0) + of_all
+
+    def findings(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> Iterator[Finding]:
+        """Every finding, row by row."""
         raise NotImplementedError
+
+    def input(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The part of a canonical row that a prediction starts from: it leaves out what is learned."""
+        outputs = {c.name for c in self.columns if c.output}
+        return {name: value for name, value in row.items() if name not in outputs}
+
+    # What is learned from the data before any weight is loaded.
+    def facts(self, rows: Sequence[dict[str, Any]], spec: Any) -> dict[str, Any]:
+        """What the model's shape depends on (the labels …), from the canonical rows; JSON."""
+        return {}
+
+    def split(
+        self, rows: Sequence[dict[str, Any]], fraction: float, seed: int
+    ) -> tuple[list[int], list[int]]:
+        """Row numbers (from 0) to train on, and those held out; the same for the same seed."""
+        order = list(range(len(rows)))
+        random.Random(seed).shuffle(order)
+        held = min(len(rows) - 1, max(1, round(fraction * len(rows)))) if fraction > 0 else 0
+        return sorted(order[held:]), sorted(order[:held])
+
+    # Building: torch and its friends are imported inside, from here on.
+    def load_tokenizer(self, folder: Any, rows: Sequence[dict[str, Any]], spec: Any) -> Any:
+        """The tokenizer of the base model; a recipe that starts from scratch trains one on `rows`."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder)
+
+    def load_model(self, learner: Learner, folder: Any) -> Any:
+        """The weights in float32, as the base model or a full checkpoint has them."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", attn_implementation="sdpa")
+
+    def lora(self, learner: Learner) -> Any:
+        """The adapter to attach where `spec.method` is lora."""
+        from peft import LoraConfig
+
+        spec = learner.spec
+        return LoraConfig(
+            r=spec.lora_rank,
+            lora_alpha=spec.lora_alpha,
+            lora_dropout=spec.lora_dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+
+    def save(self, learner: Learner, weights: dict[str, Any], folder: Path) -> None:
+        """Write full weights so that `load_model` and plain `from_pretrained` read them.
+
+        `weights` is a copied state dict; the live model may be training meanwhile.
+        """
+        learner.model.save_pretrained(folder, state_dict=weights)
+
+    # Training.
+    def encode(self, row: dict[str, Any], learner: Learner) -> list[Item]:
+        """A canonical row as items (windows of a long text are several). Raises Refused to leave it out."""
+        raise NotImplementedError
+
+    def encode_all(self, rows: Sequence[dict[str, Any]], learner: Learner) -> Iterator[tuple[int, Item]]:
+        """(row number from 0, item) of every usable row. Override to pack rows into blocks."""
+        for number, row in enumerate(rows):
+            for item in self.encode(row, learner):
+                yield number, item
+
+    def length(self, item: Item) -> int:
+        """What an item costs, in tokens: batches are grouped by it."""
+        return max((len(value) for value in item.values() if isinstance(value, list)), default=1)
+
+    def collate(self, items: list[Item], learner: Learner) -> Batch:
+        """Items as one batch of tensors; may draw random numbers (masks, noise): the step seeds them."""
+        from shared.learning.batch import pad
+
+        return pad(items, learner.tokenizer)
+
+    def loss(self, learner: Learner, batch: Batch) -> Loss:
+        """The differentiable loss of a micro-batch."""
+        raise NotImplementedError
+
+    # Judging and answering; the engine has switched gradients and dropout off.
+    def evaluate(
+        self, learner: Learner, rows: Sequence[dict[str, Any]], batches: Iterable[tuple[list[Item], Batch]]
+    ) -> Scores:
+        """The declared metrics over held-out items; `item["row"]` is the item's place in `rows`."""
+        sums: dict[str, float] = {"loss": 0.0, "weight": 0.0}
+        for _, batch in batches:
+            loss = self.loss(learner, batch)
+            sums["loss"] += float(loss.total)
+            sums["weight"] += loss.weight
+            for name, value in loss.extra.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return Scores(self.scored(sums))
+
+    def scored(self, sums: dict[str, float]) -> dict[str, float]:
+        """The declared metrics from the sums of `loss` (loss, weight and every extra)."""
+        return {"loss": sums["loss"] / max(sums["weight"], 1e-9)}
+
+    def sample(self, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What the model makes of a few held-out rows: [{prompt, expected, answer}]."""
+        return []
+
+    def encode_input(self, given: dict[str, Any], learner: Learner) -> Item:
+        """A prediction's input as an item. Raises Refused with what is wrong with it."""
+        raise NotImplementedError
+
+    def predict(self, learner: Learner, items: list[Item], sampling: list[Sampling]) -> list[Any]:
+        """An output for each item, JSON."""
+        raise NotImplementedError
+
+    def usage(self, learner: Learner) -> str:
+        """Python that loads and asks a downloaded checkpoint, for its card."""
+        return ""
 
 
 def wire_name(recipe: Recipe) -> str:

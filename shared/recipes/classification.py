@@ -1,0 +1,340 @@
+"""Text classification: one label a row (binary or multi-class), or any number of them (multi-label)."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from math import isnan
+from typing import Any, Literal
+
+from shared.errors import Refused
+from shared.recipe import (
+    Batch,
+    Column,
+    Finding,
+    Item,
+    Learner,
+    LoraSpec,
+    Loss,
+    Metric,
+    Recipe,
+    Sampling,
+    Scores,
+    knob,
+)
+
+TEXT_NAMES = ("text", "sentence", "content", "review", "question")
+LABEL_NAMES = ("label", "labels", "category", "class", "intent", "topic")
+MOST_LABELS = 10_000
+MOST_SINGLE = 20  # findings about labels with a single row
+
+
+class ClassificationSpec(LoraSpec):
+    """Knobs of a classifier."""
+
+    epochs: float = knob(8, gt=0, le=100, title="Epochs", help="Times that every row is seen.")
+    batch_size: int = knob(16, ge=1, le=1024, title="Batch size", help="Rows in one optimizer step.")
+    learning_rate: float = knob(
+        2e-4, gt=0, le=1, title="Learning rate", help="Peak of the learning-rate schedule."
+    )
+    max_length: int = knob(
+        256, ge=8, le=131_072, title="Longest row", help="Tokens; longer texts are cut at the end."
+    )
+    method: Literal["lora", "full"] = knob(
+        "full", title="Weights", help="full trains every weight, lora a small adapter."
+    )
+    class_weights: bool = knob(
+        False, title="Weigh rare labels up", help="A label counts by the inverse of its share.", advanced=True
+    )
+
+
+class Classification(Recipe):
+    """A classification head on an encoder; every label is one of the dataset's own words."""
+
+    name = "classification"
+    title = "Text classification"
+    summary = "Teach a model to sort texts into your labels: one label a text, or several."
+    paper = "https://arxiv.org/abs/1810.04805"
+    spec = ClassificationSpec
+    columns = (
+        Column("text", "what is classified"),
+        Column("label", "its label, or a list of labels", kind="label", output=True),
+    )
+    example = [
+        {"text": "The pasta was cold and bland.", "label": "bad"},
+        {"text": "A wonderful evening, friendly people.", "label": "good"},
+        {"text": "Nobody answered the phone for days.", "label": "bad"},
+        {"text": "Fast, clean and cheap: recommended.", "label": "good"},
+    ] * 4
+    metrics = (
+        Metric("f1", "F1 (macro)", "higher"),
+        Metric("accuracy", "Accuracy", "higher"),
+        Metric("precision", "Precision (macro)", "higher"),
+        Metric("recall", "Recall (macro)", "higher"),
+        Metric("loss", "Loss", "lower"),
+    )
+    head = "encoder"
+    default_base_model = "minilm-l6-v2"
+
+    def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
+        """A text column and a label column by their usual names."""
+        names = list(columns)
+        text = next((name for name in TEXT_NAMES if name in names), None)
+        label = next((name for name in LABEL_NAMES if name in names), None)
+        return {"text": text, "label": label} if text and label else None
+
+    def canonical(self, row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+        """{"text": text, "label": label or list of labels}; a row to predict has no label."""
+        mine = super().canonical(row, columns)
+        text = mine.get("text")
+        if isinstance(text, list | dict):
+            raise Refused("The text must be text, not a list or an object.", param="text")
+        known = {"text": "" if text is None else str(text)}
+        return known | {"label": label(mine["label"])} if "label" in mine else known
+
+    def findings(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> Iterator[Finding]:
+        """Mixed kinds of labels or one label alone are fatal; rows without text or label are left out."""
+        seen: Counter[str] = Counter()
+        kinds: dict[type, int] = {}
+        for number, row in enumerate(rows, 1):
+            try:
+                mine = self.canonical(row, columns)
+            except Refused as wrong:
+                yield Finding(wrong.message, number, columns.get(wrong.param or ""))
+                continue
+            if not mine["text"].strip():
+                yield Finding("The text is empty; the row is left out.", number, columns["text"], fatal=False)
+            elif mine["label"] is None or mine["label"] == "":
+                yield Finding(
+                    "There is no label; the row is left out.", number, columns["label"], fatal=False
+                )
+            else:
+                kinds.setdefault(type(mine["label"]), number)
+                seen.update(labels_of(mine))
+        yield from about_labels(seen, kinds, columns["label"])
+
+    def facts(self, rows: Sequence[dict[str, Any]], spec: ClassificationSpec) -> dict[str, Any]:
+        """{"labels": every label in order, "multi_label": bool, "weights": one for each label}."""
+        usable = [row for row in rows if row["text"].strip() and row.get("label") not in (None, "")]
+        counts = Counter(name for row in usable for name in labels_of(row))
+        labels = in_order(counts)
+        if len(labels) < 2:
+            raise Refused("A classifier needs rows of at least two labels.", param="training_file")
+        if len(labels) > MOST_LABELS:
+            raise Refused(f"There are more than {MOST_LABELS} different labels.", param="training_file")
+        mean = sum(counts.values()) / len(labels)
+        weights = [round(mean / counts[name], 4) if spec.class_weights else 1.0 for name in labels]
+        multi = any(isinstance(row["label"], list) for row in usable)
+        return {"labels": labels, "multi_label": multi, "weights": weights}
+
+    def split(
+        self, rows: Sequence[dict[str, Any]], fraction: float, seed: int
+    ) -> tuple[list[int], list[int]]:
+        """Stratified: each label keeps its share in both parts, and at least one row to learn from."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        for number, row in enumerate(rows):
+            groups[min(labels_of(row), default="")].append(number)
+        dice, held, owed = random.Random(seed), [], 0.0
+        for name in sorted(groups):
+            numbers = groups[name]
+            dice.shuffle(numbers)
+            owed += fraction * len(numbers)
+            taken = max(0, min(round(owed), len(numbers) - 1))
+            owed -= taken
+            held += numbers[:taken]
+        kept = set(held)
+        return [number for number in range(len(rows)) if number not in kept], sorted(held)
+
+    def load_tokenizer(self, folder: Any, rows: Sequence[dict[str, Any]], spec: ClassificationSpec) -> Any:
+        """The base model's, with a padding token in any case."""
+        tokenizer = super().load_tokenizer(folder, rows, spec)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def load_model(self, learner: Learner, folder: Any) -> Any:
+        """The base model with a fresh classification head, or a classifier as it was saved."""
+        from transformers import AutoModelForSequenceClassification
+
+        labels = learner.facts["labels"]
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype="float32",
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={name: number for number, name in enumerate(labels)},
+            problem_type=f"{'multi' if learner.facts['multi_label'] else 'single'}_label_classification",
+            ignore_mismatched_sizes=True,  # a classifier of other labels starts over with a new head
+        )
+        model.config.pad_token_id = learner.tokenizer.pad_token_id
+        return model
+
+    def lora(self, learner: Learner) -> Any:
+        """The adapter, and the head trained in full beside it."""
+        config = super().lora(learner)
+        config.task_type = "SEQ_CLS"
+        return config
+
+    def encode(self, row: dict[str, Any], learner: Learner) -> list[Item]:
+        """`input_ids`, and `labels`: a class number, or a 0/1 list."""
+        if not row["text"].strip():
+            raise Refused("The text is empty.")
+        if row["label"] is None or row["label"] == "":
+            raise Refused("There is no label.")
+        numbers = {name: number for number, name in enumerate(learner.facts["labels"])}
+        wanted = labels_of(row)
+        if strange := [name for name in wanted if name not in numbers]:
+            raise Refused(f"The label «{strange[0]}» does not occur in the training rows.")
+        item = self.encode_input(row, learner)
+        if learner.facts["multi_label"]:
+            return [item | {"labels": [int(name in wanted) for name in numbers]}]
+        return [item | {"labels": numbers[wanted[0]]}]
+
+    def length(self, item: Item) -> int:
+        """Tokens of the text; the 0/1 list of labels costs nothing."""
+        return len(item["input_ids"])
+
+    def loss(self, learner: Learner, batch: Batch) -> Loss:
+        """Cross-entropy, or binary cross-entropy over all labels, summed over rows."""
+        total, _ = judged(learner, batch)
+        return Loss(total, len(batch["labels"]))
+
+    def evaluate(
+        self, learner: Learner, rows: Sequence[dict[str, Any]], batches: Iterable[tuple[list[Item], Batch]]
+    ) -> Scores:
+        """Macro precision, recall and F1; per label and the confusion matrix in detail."""
+        import numpy as np
+
+        from shared.learning.scores import multi_label, single_label
+
+        total, truths, guesses = 0.0, [], []
+        for _, batch in batches:
+            loss, logits = judged(learner, batch)
+            total += float(loss)
+            truths.append(batch["labels"].cpu().numpy())
+            multi = learner.facts["multi_label"]
+            guesses.append(((logits > 0) if multi else logits.argmax(-1)).cpu().numpy())
+        truth, guess = np.concatenate(truths), np.concatenate(guesses)
+        measure = multi_label if learner.facts["multi_label"] else single_label
+        metrics, detail = measure(truth, guess, learner.facts["labels"])
+        return Scores(metrics | {"loss": total / len(truth)}, detail)
+
+    def sample(self, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What the classifier says of the rows."""
+        items = [self.encode_input(row, learner) for row in rows]
+        outputs = self.predict(learner, items, [])
+        return [
+            {
+                "prompt": row["text"],
+                "expected": ", ".join(labels_of(row)),
+                "answer": ", ".join(output["labels"]) if "labels" in output else output["label"],
+            }
+            for row, output in zip(rows, outputs, strict=True)
+        ]
+
+    def encode_input(self, given: dict[str, Any], learner: Learner) -> Item:
+        """The text's tokens. Raises Refused if there is none."""
+        text = given.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise Refused("The input needs a «text» that is not empty.", param="text")
+        longest = learner.spec.max_length
+        room = getattr(learner.model.config, "max_position_embeddings", longest) if learner.model else longest
+        encoded = learner.tokenizer(text, truncation=True, max_length=min(longest, room))
+        return {"input_ids": encoded["input_ids"]}
+
+    def predict(self, learner: Learner, items: list[Item], sampling: list[Sampling]) -> list[Any]:
+        """[{label, scores {label: probability}}], or [{labels, scores}] where a text has several."""
+        import torch
+
+        names = learner.facts["labels"]
+        batch = {name: value.to(learner.device) for name, value in self.collate(items, learner).items()}
+        with torch.no_grad():
+            logits = learner.model(**batch).logits.float()
+        multi = learner.facts["multi_label"]
+        shares = (torch.sigmoid(logits) if multi else torch.softmax(logits, -1)).tolist()
+        outputs: list[dict[str, Any]] = []
+        for row in shares:
+            scores = {name: round(share, 6) for name, share in zip(names, row, strict=True)}
+            if multi:
+                outputs.append({"labels": [name for name in names if scores[name] > 0.5], "scores": scores})
+            else:
+                outputs.append({"label": max(scores, key=lambda name: scores[name]), "scores": scores})
+        return outputs
+
+    def usage(self, learner: Learner) -> str:
+        """Classify with the checkpoint by transformers alone."""
+        return (
+            "from transformers import pipeline\n\n"
+            'classify = pipeline("text-classification", "path/to/this/folder", top_k=None)\n'
+            'print(classify("A text of yours"))\n'
+        )
+
+
+def judged(learner: Learner, batch: Batch) -> tuple[Any, Any]:
+    """(summed loss, logits [rows, labels])."""
+    from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+    inputs = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask")}
+    logits = learner.model(**inputs).logits.float()
+    weights = logits.new_tensor(learner.facts["weights"])
+    if learner.facts["multi_label"]:
+        truth = batch["labels"].to(logits.dtype)
+        each = binary_cross_entropy_with_logits(logits, truth, pos_weight=weights, reduction="none")
+        return each.mean(-1).sum(), logits
+    return cross_entropy(logits, batch["labels"], weight=weights, reduction="sum"), logits
+
+
+def label(value: Any) -> str | list[str] | None:
+    """A label cell as text, a list cell as a list of texts. Raises Refused for an object."""
+    if isinstance(value, dict):
+        raise Refused("A label must be a word, a number or a list of them, not an object.", param="label")
+    if isinstance(value, list):
+        return [name for name in (label(one) for one in value) if isinstance(name, str) and name]
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return "" if isnan(value) else str(int(value)) if value.is_integer() else str(value)
+    return str(value).strip()
+
+
+def labels_of(row: dict[str, Any]) -> list[str]:
+    """The labels of a canonical row as a list."""
+    given = row.get("label")
+    if isinstance(given, list):
+        return given
+    return [given] if given else []
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Labels sorted: by value where all are whole numbers, else by letters."""
+    names = list(names)
+    numeric = all(name.removeprefix("-").isdecimal() for name in names)
+    return sorted(names, key=int) if numeric else sorted(names)
+
+
+def about_labels(seen: Counter[str], kinds: dict[type, int], column: str) -> Iterator[Finding]:
+    """What is wrong with the label column as a whole."""
+    if len(kinds) > 1:
+        rows = " and ".join(str(row) for row in kinds.values())
+        yield Finding(
+            f"Some labels are lists and some are not (rows {rows}): make all of them lists.",
+            column=column,
+        )
+    if not seen:
+        yield Finding("No row has both a text and a label.", column=column)
+    elif len(seen) == 1:
+        yield Finding(
+            f"Every label is «{next(iter(seen))}»: a classifier needs at least two labels.", column=column
+        )
+    for name in sorted(name for name, count in seen.items() if count == 1)[:MOST_SINGLE]:
+        yield Finding(
+            f"The label «{name}» has a single row: it cannot be both learned and checked.",
+            column=column,
+            fatal=False,
+        )
+
+
+recipe = Classification()

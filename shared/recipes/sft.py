@@ -1,0 +1,267 @@
+"""Supervised fine-tuning of a chat model: it learns the assistant's answers, and nothing but the answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from shared.errors import Refused
+from shared.learning import chat
+from shared.recipe import (
+    Batch,
+    Column,
+    Finding,
+    Item,
+    Learner,
+    LoraSpec,
+    Loss,
+    Metric,
+    Recipe,
+    Sampling,
+    knob,
+)
+
+SAMPLE_TOKENS = 40
+KNOWN_SHAPES = (
+    {"messages": "messages"},
+    {"messages": "conversations"},
+    {"messages": "conversation"},
+    {"prompt": "prompt", "completion": "completion"},
+    {"prompt": "instruction", "context": "input", "completion": "output"},
+    {"prompt": "instruction", "completion": "output"},
+    {"prompt": "instruction", "context": "context", "completion": "response"},
+    {"prompt": "instruction", "completion": "response"},
+    {"prompt": "prompt", "completion": "response"},
+    {"prompt": "question", "completion": "answer"},
+)
+
+
+class SFTSpec(LoraSpec):
+    """Knobs of chat and instruction tuning."""
+
+    learning_rate: float = knob(
+        3e-4,
+        gt=0,
+        le=1,
+        title="Learning rate",
+        help="Peak of the learning-rate schedule; about ten times lower for full weights.",
+    )
+    max_length: int = knob(
+        1024, ge=8, le=131_072, title="Longest row", help="Tokens; longer conversations are cut at the end."
+    )
+    system: str = knob(
+        "",
+        max_length=4000,
+        title="System message",
+        help="Put in front of every conversation that has none, in training and in answers.",
+        advanced=True,
+    )
+
+
+class SFT(Recipe):
+    """Loss on answers only; LoRA by default."""
+
+    name = "sft"
+    title = "Chat fine-tuning"
+    summary = (
+        "Teach a chat model by example conversations: it learns to answer as the assistant does in them."
+    )
+    paper = "https://arxiv.org/abs/2106.09685"
+    api_type = "supervised"
+    endpoint = "/v1/chat/completions"
+    spec = SFTSpec
+    columns = (
+        Column(
+            "messages",
+            "conversations: a list of {role, content}, the assistant's answer last",
+            kind="messages",
+            required=False,
+        ),
+        Column("prompt", "what the user asks, where there are no conversations", required=False),
+        Column("context", "text put below the prompt, such as Alpaca's input", required=False),
+        Column("completion", "the answer to the prompt", output=True, required=False),
+    )
+    example = [
+        {
+            "messages": [
+                {"role": "system", "content": "Answer in one word."},
+                {"role": "user", "content": "What is the capital of France?"},
+                {"role": "assistant", "content": "Paris."},
+            ]
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "Is water wet?"},
+                {"role": "assistant", "content": "Yes."},
+                {"role": "user", "content": "And fire?"},
+                {"role": "assistant", "content": "No."},
+            ]
+        },
+    ] * 6
+    metrics = (
+        Metric("loss", "Loss", "lower"),
+        Metric("perplexity", "Perplexity", "lower"),
+        Metric("token_accuracy", "Token accuracy", "higher"),
+    )
+    head = "causal_lm"
+    default_base_model = "smollm2-135m-instruct"
+
+    def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
+        """Conversations (OpenAI, ShareGPT), prompt and completion, Alpaca, Dolly, question and answer."""
+        names = set(columns)
+        return next((dict(shape) for shape in KNOWN_SHAPES if names.issuperset(shape.values())), None)
+
+    def lacks(self, columns: dict[str, str]) -> str | None:
+        """Conversations, or both a prompt and its completion."""
+        if "messages" in columns or {"prompt", "completion"} <= columns.keys():
+            return None
+        return (
+            "Chat fine-tuning needs a column of conversations («messages»), or one for «prompt» "
+            "and one for «completion»."
+        )
+
+    def canonical(self, row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+        """{"messages": [{role, content, learn}]} whatever the shape was. Raises Refused."""
+        mine = super().canonical(row, columns)
+        if mine.get("messages") is not None:
+            return {"messages": chat.messages(mine["messages"])}
+        return {"messages": exchange(mine)}
+
+    def findings(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> Iterator[Finding]:
+        """Conversations in which the wrong side speaks are fatal; ones without words are left out."""
+        column, usable, number = columns.get("messages") or columns.get("prompt"), 0, 0
+        for number, row in enumerate(rows, 1):
+            try:
+                conversation = self.canonical(row, columns)["messages"]
+                chat.ordered(conversation)
+            except Refused as wrong:
+                yield Finding(wrong.message, number, column)
+                continue
+            if silent := chat.blank(conversation):
+                yield Finding(f"Message {silent} is empty; the row is left out.", number, column, fatal=False)
+            else:
+                usable += 1
+        if not usable:
+            yield Finding("No row has a conversation to learn from." if number else "There are no rows.")
+
+    def input(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The conversation up to the last question."""
+        conversation = row["messages"]
+        while conversation and conversation[-1]["role"] == "assistant":
+            conversation = conversation[:-1]
+        return {"messages": [{"role": one["role"], "content": one["content"]} for one in conversation]}
+
+    def load_tokenizer(self, folder: Any, rows: Sequence[dict[str, Any]], spec: SFTSpec) -> Any:
+        """The base model's, with a chat template in any case."""
+        return chat.prepare(super().load_tokenizer(folder, rows, spec))
+
+    def encode(self, row: dict[str, Any], learner: Learner) -> list[Item]:
+        """`input_ids` and `labels`, which are -100 outside of the answers."""
+        conversation = row["messages"]
+        chat.ordered(conversation)
+        if silent := chat.blank(conversation):
+            raise Refused(f"Message {silent} is empty.")
+        conversation = introduced(conversation, learner)
+        return [chat.encode(conversation, learner.tokenizer, learner.spec.max_length)]
+
+    def length(self, item: Item) -> int:
+        """Tokens of the conversation."""
+        return len(item["input_ids"])
+
+    def collate(self, items: list[Item], learner: Learner) -> Batch:
+        """Padded inputs, and where the answers' tokens are."""
+        from shared.learning.language_model import collate
+
+        return collate(items, learner.tokenizer)
+
+    def loss(self, learner: Learner, batch: Batch) -> Loss:
+        """Cross-entropy of the answers' tokens."""
+        from shared.learning.language_model import answer_loss
+
+        total, right = answer_loss(learner.model, batch)
+        return Loss(total, len(batch["targets"]), {"right": right})
+
+    def scored(self, sums: dict[str, float]) -> dict[str, float]:
+        """Loss and accuracy are means over the answers' tokens."""
+        loss = sums["loss"] / max(sums["weight"], 1)
+        accuracy = sums["right"] / max(sums["weight"], 1)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 50)), "token_accuracy": accuracy}
+
+    def sample(self, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Greedy answers to the last questions of the rows."""
+        asked = [self.input(row) for row in rows]
+        items = [self.encode_input(given, learner) for given in asked]
+        answers = self.predict(learner, items, [Sampling(max_tokens=SAMPLE_TOKENS)] * len(items))
+        return [
+            {
+                "prompt": given["messages"],
+                "expected": row["messages"][-1]["content"],
+                "answer": answer["content"],
+            }
+            for given, row, answer in zip(asked, rows, answers, strict=True)
+        ]
+
+    def encode_input(self, given: dict[str, Any], learner: Learner) -> Item:
+        """The rendered conversation up to the head of the answer. Raises Refused."""
+        if given.get("messages") is not None:
+            conversation = self.input({"messages": chat.messages(given["messages"])})["messages"]
+        else:
+            conversation = exchange(given)[:1]
+        if not any(one["role"] == "user" for one in conversation):
+            raise Refused("There is no user message to answer.", param="messages")
+        text = chat.render(introduced(conversation, learner), learner.tokenizer, ask=True)
+        ids = learner.tokenizer(text, add_special_tokens=False)["input_ids"]
+        room = getattr(learner.model.config, "max_position_embeddings", None)
+        if room and len(ids) >= room:
+            raise Refused(
+                f"The conversation has {len(ids)} tokens; this model reads at most {room}.",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        return {"input_ids": ids}
+
+    def predict(self, learner: Learner, items: list[Item], sampling: list[Sampling]) -> list[Any]:
+        """[{content, finish_reason, prompt_tokens, completion_tokens}]."""
+        from shared.learning.generation import generate
+
+        return generate(learner.model, learner.tokenizer, [item["input_ids"] for item in items], sampling)
+
+    def usage(self, learner: Learner) -> str:
+        """Chat with the checkpoint by transformers alone."""
+        return (
+            "from transformers import pipeline\n\n"
+            'chat = pipeline("text-generation", "path/to/this/folder")\n'
+            'print(chat([{"role": "user", "content": "Hello!"}], max_new_tokens=64)[0]["generated_text"][-1])\n'
+        )
+
+
+def exchange(row: dict[str, Any]) -> list[chat.Message]:
+    """A prompt (with its context) and its completion as two messages; a missing completion is empty."""
+    prompt, context = words(row, "prompt"), words(row, "context")
+    if context.strip():
+        prompt = f"{prompt}\n\n{context}"
+    return [
+        {"role": "user", "content": prompt, "learn": True},
+        {"role": "assistant", "content": words(row, "completion"), "learn": True},
+    ]
+
+
+def words(row: dict[str, Any], name: str) -> str:
+    """A cell as text; numbers are written out. Raises Refused for anything else."""
+    value = row.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float):
+        raise Refused(f"«{name}» must be text.", param=name)
+    return str(value)
+
+
+def introduced(conversation: list[chat.Message], learner: Learner) -> list[chat.Message]:
+    """The conversation with the spec's system message in front where it has none."""
+    if not learner.spec.system or conversation[0]["role"] == "system":
+        return conversation
+    return [{"role": "system", "content": learner.spec.system, "learn": False}, *conversation]
+
+
+recipe = SFT()
