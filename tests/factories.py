@@ -116,7 +116,7 @@ def a_report(rows: list[dict]) -> dict[str, Any]:
     """What the importer would say of good rows."""
     names = list(rows[0]) if rows else []
     fits = {r.name: found for r in recipe.recipes().values() if (found := r.recognise(names))}
-    clean = {"findings": [], "fatal": 0, "skipped": 0}
+    clean: dict[str, Any] = {"findings": [], "fatal": 0, "skipped": 0}
     columns = [{"name": n, "type": type(rows[0][n]).__name__, "filled": len(rows)} for n in names]
     return {
         "format": "jsonl",
@@ -151,13 +151,18 @@ def a_job(db: Session, team: Team, kind: Kind = Kind.TRAIN, **fields: Any) -> Jo
         fields.setdefault("recipe", "sft")
         fields.setdefault("columns", {"messages": "messages"})
     slot = Slot.COMPUTE if kind in (Kind.TRAIN, Kind.INFER, Kind.EVALUATE) else Slot.LIGHT
-    row = {"id": new_id(PREFIXES[kind]), "team_id": team.id, "kind": kind, "slot": slot} | fields
+    row: dict[str, Any] = {
+        "id": new_id(PREFIXES[kind]),
+        "team_id": team.id,
+        "kind": kind,
+        "slot": slot,
+    } | fields
     return stored(db, Job(**row))
 
 
 def a_worker(db: Session, **fields: Any) -> Worker:
     """A worker that offers one slot of each class."""
-    row = {
+    row: dict[str, Any] = {
         "host": "test",
         "pid": next(_numbers),
         "version": "0",
@@ -169,7 +174,7 @@ def a_worker(db: Session, **fields: Any) -> Worker:
 def an_attempt(db: Session, job: Job, worker: Worker | None = None, **fields: Any) -> Attempt:
     """A try at the job. The job's own columns stay as they are."""
     worker = worker or a_worker(db)
-    row = {"job_id": job.id, "team_id": job.team_id, "number": next(_numbers), "worker_id": worker.id,
+    row: dict[str, Any] = {"job_id": job.id, "team_id": job.team_id, "number": next(_numbers), "worker_id": worker.id,
            "slots": [0], "lease_id": new_id("lease-")} | fields  # fmt: skip
     return stored(db, Attempt(**row))
 
@@ -181,7 +186,7 @@ def a_checkpoint(
     attempt = an_attempt(db, job)
     prefix = f"teams/{job.team_id}/jobs/{job.id}/{attempt.number}-{attempt.lease_id[:8]}/step-{step:06d}/"
     manifest = storage.put_folder(prefix, folder) if folder else []
-    row = {"team_id": job.team_id, "job_id": job.id, "attempt_id": attempt.id, "step": step, "prefix": prefix,
+    row: dict[str, Any] = {"team_id": job.team_id, "job_id": job.id, "attempt_id": attempt.id, "step": step, "prefix": prefix,
            "manifest": manifest, "bytes": sum(entry["bytes"] for entry in manifest)} | fields  # fmt: skip
     return stored(db, Checkpoint(**row))
 

@@ -14,7 +14,16 @@ from sqlmodel import SQLModel, select, text
 from shared import teams
 from shared.db import engine, transaction
 from shared.settings import settings
-from shared.stack import GIVEN, Home, free_port, know_base_models, prepare, programs, random_ports, start_servers
+from shared.stack import (
+    GIVEN,
+    Home,
+    free_port,
+    know_base_models,
+    prepare,
+    programs,
+    random_ports,
+    start_servers,
+)
 from shared.supervisor import Supervisor
 from shared.tables import Role, Team, Worker
 
@@ -50,8 +59,8 @@ def aim(environment: dict[str, str]) -> None:
 def empty() -> None:
     """No rows but the known base models, no messages."""
     names = ", ".join(table.name for table in SQLModel.metadata.sorted_tables)
-    with transaction() as db:
-        db.execute(text(f"TRUNCATE {names} CASCADE"))
+    with engine().begin() as connection:
+        connection.execute(text(f"TRUNCATE {names} CASCADE"))
     know_base_models()
     with redis.Redis.from_url(settings().redis_url) as broker:
         broker.flushdb()
