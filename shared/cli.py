@@ -1,0 +1,172 @@
+"""The `burnish` command. Web, worker and beat are started as processes, never imported."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+Handler = Callable[[argparse.Namespace], int | None]
+
+
+def handler(where: str) -> Handler:
+    """A function of `shared.commands` that is imported when it is called: the command starts fast."""
+    module, name = where.split(":")
+
+    def call(arguments: argparse.Namespace) -> int | None:
+        return getattr(import_module(f"shared.commands.{module}"), name)(arguments)
+
+    return call
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its flags."""
+    made = argparse.ArgumentParser(prog="burnish", description="A self-hosted fine-tuning platform.")
+    made.add_argument("--version", action="version", version=f"burnish {version('burnish')}")
+    commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    stack_commands(commands)
+    account_commands(commands)
+    dataset_commands(commands)
+    job_commands(commands)
+    schedule_commands(commands)
+    return made
+
+
+def command(commands: Any, name: str, where: str, says: str) -> argparse.ArgumentParser:
+    """Add a command whose handler is `module:function` of shared.commands."""
+    made = commands.add_parser(name, help=says, description=says)
+    made.set_defaults(run=handler(where))
+    return made
+
+
+def group(commands: Any, name: str, says: str) -> Any:
+    """Add a noun whose verbs follow."""
+    made = commands.add_parser(name, help=says, description=says)
+    return made.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def stack_commands(commands: Any) -> None:
+    for name, says in (
+        ("up", "Start everything on this machine and stay until Ctrl-C."),
+        ("demo", "Start everything and fine-tune a chat model on real dialogue."),
+    ):
+        made = command(commands, name, f"running:{name}", says)
+        made.add_argument("--port", type=int, help="of the web; PORT or 8000 where not given")
+        made.add_argument("--host", default="127.0.0.1", help="address that the web listens on (%(default)s)")
+        if name == "demo":
+            made.add_argument("--once", action="store_true", help="stop at the end and exit by the result")
+    web = command(
+        commands, "web", "running:web", "Serve the web alone, over the stack that the environment names."
+    )
+    web.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    web.add_argument("--port", type=int, help="PORT or 8000 where not given")
+    web.add_argument("--processes", type=int, default=1, help="gunicorn processes (%(default)s)")
+    command(commands, "worker", "running:worker", "Run a worker: it trains, imports and exports.")
+    command(commands, "beat", "running:beat", "Run the clock that wakes sweeps and schedules.")
+    command(commands, "migrate", "running:migrate", "Bring the database to this version's revision.")
+    command(commands, "doctor", "doctor:doctor", "What is running, what is wrong and how to mend it.")
+
+
+def account_commands(commands: Any) -> None:
+    user = group(commands, "user", "People.")
+    add = command(
+        user, "add", "accounts:add_user", "Add a person, or give one a fresh one-time password (last line)."
+    )
+    add.add_argument("email")
+    add.add_argument("--team", required=True, help="made where it is missing")
+    add.add_argument("--role", choices=("viewer", "member", "owner"), default="owner", help="(%(default)s)")
+    token = group(commands, "token", "API tokens.")
+    create = command(token, "create", "accounts:create_token", "Print a new API token of a team (last line).")
+    create.add_argument("--team", required=True, help="made where it is missing")
+    create.add_argument("--name", default="", help="to recognise it by")
+
+
+def dataset_commands(commands: Any) -> None:
+    dataset = group(commands, "dataset", "Datasets.")
+    push = command(dataset, "push", "datasets:push", "Upload a file; prints its id (last line).")
+    push.add_argument("file")
+    push.add_argument("--purpose", default="fine-tune", choices=("fine-tune", "batch"), help="(%(default)s)")
+
+
+def job_commands(commands: Any) -> None:
+    job = group(commands, "job", "Jobs.")
+    submit = command(job, "submit", "jobs:submit", "Submit a training job; prints its id (last line).")
+    submit.add_argument("--recipe", default="sft", help="the training method (%(default)s)")
+    submit.add_argument(
+        "--base-model", help="id, or the name of a fine-tuned model; the recipe's own where not given"
+    )
+    submit.add_argument("--data", required=True, help="a file to upload, or the id of a file or dataset")
+    submit.add_argument("--validation", help="likewise; a part of --data is held out where not given")
+    submit.add_argument("--name", default="", help="becomes part of the fine-tuned model's name")
+    submit.add_argument("--seed", type=int)
+    submit.add_argument("--watch", action="store_true", help="stay until it has finished")
+    submit.set_defaults(knobs=True)
+    submit.epilog = (
+        "The recipe's own knobs are flags too: burnish job submit --recipe sft --knobs lists them."
+    )
+    submit.add_argument(
+        "--knobs", dest="list_knobs", action="store_true", help="list the recipe's knobs and exit"
+    )
+    for name, says in (
+        ("watch", "Show a job's progress until it has finished."),
+        ("show", "Show a job."),
+        ("cancel", "Cancel a job; its checkpoints are kept."),
+    ):
+        command(job, name, f"jobs:{name}", says).add_argument("id")
+    command(job, "list", "jobs:index", "The newest jobs.").add_argument("--limit", type=int, default=20)
+    download = command(
+        job, "download", "jobs:download", "Download a job's checkpoint; goes on where it was cut off."
+    )
+    download.add_argument("id")
+    download.add_argument("--to", help="folder (the job's id where not given)")
+    download.add_argument("--checkpoint", help="its id; the job's best where not given")
+    download.add_argument("--form", choices=("merged",), help="the full model instead of the adapter")
+
+
+def schedule_commands(commands: Any) -> None:
+    schedule = group(
+        commands, "schedule", "Schedules: a job again and again, with the newest version of its data."
+    )
+    add = command(schedule, "add", "schedules:add", "Add a schedule; prints its id (last line).")
+    add.add_argument("name")
+    add.add_argument("--cron", required=True, help="such as '30 2 * * *'")
+    add.add_argument("--zone", default="UTC", help="time zone, such as Europe/Berlin (%(default)s)")
+    add.add_argument("--dataset", required=True, help="id of a dataset, or of one of its files")
+    add.add_argument("--recipe", default="sft", help="(%(default)s)")
+    add.add_argument("--base-model", help="the recipe's own where not given")
+    add.set_defaults(knobs=True)
+    command(schedule, "list", "schedules:index", "Every schedule of the team.")
+    for name, says in (
+        ("on", "Turn a schedule on."),
+        ("off", "Turn it off."),
+        ("runs", "Its nominal times and their jobs."),
+    ):
+        command(schedule, name, f"schedules:{name}", says).add_argument("id")
+    command(schedule, "delete", "schedules:delete", "Delete a schedule; its jobs stay.").add_argument("id")
+
+
+def main(words: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit: 0 done, 1 failed, 2 not understood, 130 interrupted."""
+    made = parser()
+    arguments, rest = made.parse_known_args(words)
+    if rest and not getattr(arguments, "knobs", False):
+        made.error(f"not understood: {' '.join(rest)}")
+    arguments.rest = rest
+    from shared.commands.failures import spoken
+
+    try:
+        code = arguments.run(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as failure:
+        sentence = spoken(failure)
+        if sentence is None:
+            raise
+        print(sentence, file=sys.stderr)
+        sys.exit(1)
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What each command does; `shared.cli` has their flags."""
