@@ -66,10 +66,7 @@ def test_the_web_starts_without_the_training_libraries():
 
 
 def test_the_worker_process_starts_without_the_training_libraries():
-    program = (
-        "import worker.runner, sys; "
-        f"print([m for m in {TRAINING_LIBRARIES} if m in sys.modules])"
-    )
+    program = f"import worker.runner, sys; print([m for m in {TRAINING_LIBRARIES} if m in sys.modules])"
     assert in_fresh_interpreter(program) == "[]"
 
 
@@ -101,7 +98,9 @@ def test_dangerous_calls_stand_nowhere(pattern, why):
 
 
 def test_pages_have_no_inline_script_or_style_and_escape_everything():
-    inline = re.compile(r"\|\s*safe\b|<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=\"|innerHTML|javascript:")
+    inline = re.compile(
+        r"\|\s*safe\b|<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=\"|innerHTML|javascript:"
+    )
     files = [*(ROOT / "web/templates").rglob("*.html"), *(ROOT / "web/static").rglob("*.js")]
     hits = [
         f"{p.relative_to(ROOT)}:{n}"
@@ -139,5 +138,7 @@ def test_the_glossary_has_every_word_of_the_tables():
 
 def test_the_repository_holds_no_third_party_code():
     tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT)
-    foreign = [f for f in tracked.stdout.splitlines() if re.search(r"node_modules/|/vendor/|\.min\.(js|css)$", f)]
+    foreign = [
+        f for f in tracked.stdout.splitlines() if re.search(r"node_modules/|/vendor/|\.min\.(js|css)$", f)
+    ]
     assert not foreign
