@@ -9,6 +9,7 @@ from shared.tables import (
     Artifact,
     BaseModel,
     DatasetVersion,
+    File,
     Job,
     JobDependency,
     Kind,
@@ -45,6 +46,9 @@ def fail_what_it_makes(db: Session, job: Job) -> None:
         building = (col(made.import_job_id) == job.id, col(made.state) == Ready.BUILDING)
         if job.kind == Kind.IMPORT:
             db.connection().execute(update(made).where(*building).values(**failed))
+    if job.file_id and job.kind == Kind.IMPORT:
+        unread = update(File).where(col(File.id) == job.file_id)
+        db.exec(unread.values(status="error", status_details=told))
     unmade = (col(Artifact.job_id) == job.id, col(Artifact.state) == Ready.BUILDING)
     db.connection().execute(update(Artifact).where(*unmade).values(**failed))
 
