@@ -6,12 +6,15 @@ worker and beat as real processes over a database, bucket and broker database of
 same servers. Before each test, settings point at what the test asks for.
 """
 
+import os
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 from sqlmodel import Session
 
 from shared.db import engine
+from tests import chromium
 from tests.services import Live, Stack, empty
 
 SERVICES: dict[str, Stack | Live] = {}
@@ -23,6 +26,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     aim = next((name for name in ("live", "stack") if name in used and name in SERVICES), None)
     if aim:
         SERVICES[aim].aim()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a Chromium the browser suite is skipped; with CI=true that is a failure."""
+    driven = [item for item in items if item.get_closest_marker("browser")]
+    if not driven or chromium.find():
+        return
+    if os.environ.get("CI") == "true":
+        pytest.exit("No Chromium for the browser suite, and CI=true.", returncode=1)
+    for item in driven:
+        item.add_marker(pytest.mark.skip(reason="no Chromium: install one, or name it in CHROMIUM"))
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args() -> dict[str, Any]:
+    """How pytest-playwright starts the browser that `tests.chromium` found."""
+    walls = ["--no-sandbox"] if os.geteuid() == 0 else []
+    return {"executable_path": chromium.find(), "args": [*walls, "--disable-dev-shm-usage"]}
 
 
 @pytest.fixture(scope="session")
