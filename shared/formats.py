@@ -20,6 +20,7 @@ MIB = 1024**2
 LINE = 10 * MIB  # the longest line or cell
 COLUMNS = 1000
 DEPTH = 32  # of nested JSON
+ROW = "__row__"  # the column of Parquet files that keeps row numbers
 DELIMITERS = {",": "csv", "\t": "tsv", ";": "csv", "|": "csv"}
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 TEXT = (".txt", ".md", ".text")

@@ -206,15 +206,19 @@ def put_folder(prefix: str, folder: Path) -> list[dict[str, Any]]:
 
     Links are left out: a folder that a trainer wrote must not reach beyond itself.
     """
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    manifest = manifest_of(folder)
+    in_parallel(lambda entry: put(prefix + entry["name"], folder / entry["name"]), manifest)
+    return manifest
 
-    def store(path: Path) -> dict[str, Any]:
+
+def manifest_of(folder: Path) -> list[dict[str, Any]]:
+    """{name, bytes, sha256} of every plain file in a folder, by name."""
+
+    def described(path: Path) -> dict[str, Any]:
         name = path.relative_to(folder).as_posix()
-        entry = {"name": name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        put(prefix + name, path)
-        return entry
+        return {"name": name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
-    return in_parallel(store, paths)
+    return in_parallel(described, sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()))
 
 
 def get_folder(prefix: str, manifest: list[dict[str, Any]], folder: Path) -> None:
