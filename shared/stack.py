@@ -4,7 +4,7 @@ Everything lies in one data folder (BURNISH_HOME, default `.burnish`):
 
     env          addresses and secrets, under the names of `shared.settings` in capitals; mode 0600
     ports.json   the ports of last time, taken again where they are free
-    postgres/ valkey/ seaweedfs/ beat/   data        logs/   output of each program
+    postgres/ valkey/ seaweedfs/   data        logs/   output of each program
     run/         pid files, and the lock that the running stack holds
 
 A part whose address stands in the environment (DATABASE_URL, REDIS_URL, S3_ENDPOINT) is used as it
@@ -201,26 +201,21 @@ def web_command(host: str, port: int, processes: int = 1) -> list[str]:
     ]  # fmt: skip
 
 
-def worker_command(slots: int) -> list[str]:
-    """Celery in its threads pool: a thread a slot, and one for the sweep."""
+def worker_command() -> list[str]:
+    """Celery in its threads pool; how many threads stands in `shared.queue`."""
     return [
-        sys.executable, "-m", "celery", "-A", "worker.tasks", "worker", "-P", "threads", f"--concurrency={slots + 1}",
+        sys.executable, "-m", "celery", "-A", "worker.tasks", "worker", "--pool=threads",
         "--without-gossip", "--without-mingle", "--loglevel=INFO",
     ]  # fmt: skip
 
 
-def beat_command(folder: Path) -> list[str]:
-    """Celery's clock, its schedule file in that folder."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "celery", "-A", "worker.tasks", "beat", "--loglevel=INFO", "--pidfile="]
-    return [*command, f"--schedule={folder / 'schedule'}"]
+def beat_command() -> list[str]:
+    """Celery's clock; it keeps nothing on disk."""
+    return [sys.executable, "-m", "celery", "-A", "worker.tasks", "beat", "--loglevel=INFO", "--pidfile="]
 
 
 def programs(home: Home, port: int, host: str = LOOPBACK) -> list[Program]:
     """Web, worker and beat over the stack that the settings name."""
-    from shared.settings import settings
-
-    known = settings()
     environment = {"BURNISH_HOME": str(home.folder), "PYTHONUNBUFFERED": "1"}
     web = Program(
         name="web",
@@ -232,14 +227,12 @@ def programs(home: Home, port: int, host: str = LOOPBACK) -> list[Program]:
     )
     worker = Program(
         name="worker",
-        command=worker_command(known.compute_slots + known.light_slots),
+        command=worker_command(),
         tier=TIER,
         environment=environment,
         stop_seconds=WORKER_STOP_SECONDS,
     )
-    beat = Program(
-        name="beat", command=beat_command(home.folder / "beat"), tier=TIER, environment=environment
-    )
+    beat = Program(name="beat", command=beat_command(), tier=TIER, environment=environment)
     return [web, worker, beat]
 
 

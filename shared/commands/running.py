@@ -62,16 +62,14 @@ def web(arguments: argparse.Namespace) -> NoReturn:
 
 def worker(_: argparse.Namespace) -> NoReturn:
     """This process becomes Celery's worker."""
-    from shared.settings import settings
-
     ready()
-    become(worker_command(settings().compute_slots + settings().light_slots))
+    become(worker_command())
 
 
 def beat(_: argparse.Namespace) -> NoReturn:
     """This process becomes Celery's clock."""
     ready()
-    become(beat_command(home_folder() / "beat"))
+    become(beat_command())
 
 
 def ready() -> None:
