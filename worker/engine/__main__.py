@@ -1,0 +1,92 @@
+"""`python -m worker.engine DIR` does the attempt that DIR/attempt.json describes.
+
+It writes DIR/events.jsonl, DIR/checkpoints/ and DIR/artifacts/; the exit code says how it ended (see
+`worker.engine.attempt`). It needs no database, queue, web or bucket.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from shared.errors import Refused
+from worker.engine import attempt as ends
+from worker.engine.attempt import Attempt, Diverged, Stop
+from worker.engine.events import Events
+
+
+def run(folder: Path, stop: Stop | None = None) -> int:
+    """Do the attempt in that folder and return its exit code; what went wrong is the last event."""
+    stop = stop or Stop().listen()
+    events = Events(folder)
+    try:
+        return do(Attempt.read(folder), events, stop)
+    except SystemExit as end:
+        return int(end.code or 0)
+    except Refused as wrong:
+        events.error(wrong.code, wrong.message, param=wrong.param)
+        return ends.USER
+    except Diverged as wrong:
+        events.error("diverged", str(wrong))
+        return ends.DIVERGED
+    except torch.OutOfMemoryError as wrong:
+        events.error("out_of_memory", out_of_memory(wrong), param="batch_size")
+        return ends.MEMORY
+    except OSError as wrong:
+        return full_disk(wrong, events)
+    except Exception:  # noqa: BLE001 - the border: the runner reads the code and the log
+        return crashed(events)
+    finally:
+        events.close()
+
+
+def do(attempt: Attempt, events: Events, stop: Stop) -> int:
+    """What the attempt's kind asks for."""
+    if attempt.kind == "train":
+        from worker.engine.loop import train
+
+        return train(attempt, events, stop)
+    if attempt.kind == "infer":
+        from worker.engine.infer import infer
+
+        return infer(attempt, events)
+    if attempt.kind == "export":
+        from worker.engine.export import export
+
+        return export(attempt, events)
+    from worker.engine import importer
+
+    return importer.run(attempt, events)
+
+
+def out_of_memory(wrong: Exception) -> str:
+    """What to do about it."""
+    first = str(wrong).split("\n", 1)[0][:300]
+    return (
+        f"The memory is too small for this job, even a row at a time: {first} "
+        "Cut rows shorter («max_length»), train an adapter instead of all weights, or use a smaller base model."
+    )
+
+
+def full_disk(wrong: OSError, events: Events) -> int:
+    """A full disk has a code of its own; any other is a crash."""
+    if wrong.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return crashed(events)
+    events.error("disk_full", "The worker's disk is full; the job goes on from its last checkpoint.")
+    return ends.DISK
+
+
+def crashed(events: Events) -> int:
+    """The traceback goes to the output's log, its last line to the events."""
+    traceback.print_exc()
+    last = traceback.format_exc().strip().rsplit("\n", 1)[-1]
+    events.error("crashed", f"The trainer failed unexpectedly: {last[:500]}")
+    return ends.CRASHED
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1])))

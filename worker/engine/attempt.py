@@ -1,0 +1,94 @@
+"""One attempt as the engine sees it: a folder with `attempt.json`, and the ways in which it may end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from shared.recipe import Recipe, Spec, get
+
+DONE, USER, MEMORY, DISK, DIVERGED, STOPPED, CRASHED = 0, 10, 20, 30, 40, 75, 1
+
+
+class Diverged(Exception):
+    """The loss was not a number too often; the last checkpoint is still good."""
+
+
+class Stopped(Exception):
+    """Somebody asked for an end (SIGTERM); what was saved lets another attempt go on."""
+
+
+class Attempt(BaseModel):
+    """`attempt.json`. Paths are on this machine; `seed` decides every draw."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    folder: Path
+    kind: Literal["train", "infer", "export", "import", "import_base_model"]
+    job: str = ""
+    recipe: str | None = None
+    spec: dict[str, Any] = {}
+    seed: int = 0
+    columns: dict[str, str] = {}
+    base_model: Path | None = None
+    adapter: Path | None = None
+    train: Path | None = None
+    valid: Path | None = None
+    resume: Path | None = None
+    cache: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    card: dict[str, Any] = {}
+    requests: Path | None = None
+    form: str = "merged"
+    source: Path | None = None
+    filename: str = ""
+    package: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Attempt:
+        """The attempt of that folder."""
+        given = json.loads((folder / "attempt.json").read_text())
+        return cls(**given, folder=folder.resolve())
+
+    @cached_property
+    def method(self) -> Recipe:
+        """Its recipe. Raises Refused for an unknown name."""
+        return get(self.recipe or "")
+
+    @cached_property
+    def knobs(self) -> Spec:
+        """Its spec as the recipe's own type."""
+        return self.method.spec.model_validate(self.spec)
+
+    @property
+    def artifacts(self) -> Path:
+        """Where outputs go; made when asked for."""
+        path = self.folder / "artifacts"
+        path.mkdir(exist_ok=True)
+        return path
+
+
+class Stop:
+    """Listens for SIGTERM. Training ends after its step; anything else ends where it is."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.patient = False
+
+    def listen(self) -> Stop:
+        """Take the signal over; call it in the main thread."""
+        signal.signal(signal.SIGTERM, self.heard)
+        return self
+
+    def heard(self, *_: Any) -> None:
+        """The signal's handler."""
+        self.requested = True
+        if not self.patient:
+            sys.exit(STOPPED)

@@ -1,0 +1,226 @@
+"""Rows in, batches out: Parquet → canonical rows → encoded items (cached by hash) → the batch of a step.
+
+Step N is the same batch in every attempt and for any number of ranks: it is a pure function of the
+items' lengths, the seed and N.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from shared.errors import Refused
+from shared.recipe import Item, Learner, LoraSpec, Recipe, Spec
+from worker.engine.events import Events
+from worker.engine.items import Items
+
+CHUNK = 1024  # rows turned into Python objects at once
+POOL = 24  # batches' worth of rows that are sorted by length together
+MOST_EVALUATED = 512  # held-out rows that an evaluation reads
+NOT_ENCODED_WITH = set(LoraSpec.model_fields) - {"max_length"}  # knobs that leave the items as they are
+
+
+class Rows(Sequence[dict[str, Any]]):
+    """The usable rows of a Parquet file under the recipe's column names.
+
+    `numbers[i]` is the row's number in the file, from 1; `refused` holds (number, reason) of the rest.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, columns: dict[str, str]) -> None:
+        self.table = pq.read_table(path, columns=sorted(set(columns.values())), memory_map=True)
+        self.recipe, self.columns = recipe, columns
+        self.chunk: tuple[int, list[dict[str, Any]]] = (-1, [])
+        self.numbers: list[int] = []
+        self.refused: list[tuple[int, str]] = []
+        for number in range(1, self.table.num_rows + 1):
+            try:
+                self.read(number)
+            except Refused as wrong:
+                self.refused.append((number, wrong.message))
+            else:
+                self.numbers.append(number)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.read(self.numbers[place])
+
+    def read(self, number: int) -> dict[str, Any]:
+        """Row `number` of the file, from 1. Raises Refused."""
+        start = (number - 1) // CHUNK * CHUNK
+        if self.chunk[0] != start:
+            self.chunk = (start, self.table.slice(start, CHUNK).to_pylist())
+        return self.recipe.canonical(self.chunk[1][number - 1 - start], self.columns)
+
+
+class View(Sequence[dict[str, Any]]):
+    """Some rows of a sequence, in the order of `places`."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], places: Sequence[int]) -> None:
+        self.rows, self.places = rows, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.rows[self.places[place]]
+
+
+class Both(Sequence[dict[str, Any]]):
+    """The rows of two files one after the other: what a recipe reads its facts from."""
+
+    def __init__(self, first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, place: Any) -> Any:
+        before = len(self.first)
+        return self.first[place] if place < before else self.second[place - before]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield from self.first
+        yield from self.second
+
+
+def encode(
+    rows: Rows, path: Path, learner: Learner, recipe: Recipe, cache: Path | None, events: Events
+) -> Items:
+    """Every row as items, read from the cache if the same rows were encoded so before.
+
+    Rows that cannot be used are left out with a line in the log.
+    """
+    stored = cache / "encoded" / fingerprint(path, rows, learner, recipe) if cache else None
+    if stored and stored.exists():
+        return Items.load(stored)
+    items, places, refused = [], [], list(rows.refused)
+    for place, row in enumerate_encoded(rows, learner, recipe, refused):
+        places.append(place)
+        items.append(row)
+    if not items:
+        reason = refused[0][1] if refused else "the file has no rows."
+        raise Refused(
+            f"No row can be used. Row {refused[0][0] if refused else 1}: {reason}", param="training_file"
+        )
+    report(refused, events)
+    packed = Items.pack(items, places, recipe.length)
+    if stored:
+        packed.save(stored)
+    return packed
+
+
+def enumerate_encoded(
+    rows: Rows, learner: Learner, recipe: Recipe, refused: list[tuple[int, str]]
+) -> Iterator[tuple[int, Item]]:
+    """(place of the row, item) for usable rows; the others go to `refused`.
+
+    A recipe that packs rows together overrides `encode_all`; one that encodes row by row may refuse
+    single rows.
+    """
+    if type(recipe).encode_all is not Recipe.encode_all:
+        yield from recipe.encode_all(rows, learner)
+        return
+    for place in range(len(rows)):
+        try:
+            for item in recipe.encode(rows[place], learner):
+                yield place, item
+        except Refused as wrong:
+            refused.append((rows.numbers[place], wrong.message))
+
+
+def report(refused: list[tuple[int, str]], events: Events) -> None:
+    """Say in the log which rows are left out."""
+    if refused:
+        first = "; ".join(f"row {number}: {reason}" for number, reason in sorted(refused)[:3])
+        events.log(f"{len(refused)} rows are left out, as they cannot be used. {first}", "warn")
+
+
+def fingerprint(path: Path, rows: Rows, learner: Learner, recipe: Recipe) -> str:
+    """What the encoded items depend on: the rows, the recipe's code, the tokenizer, facts and knobs."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    for module in sorted(Path(encode.__code__.co_filename).parents[2].glob("shared/learning/*.py")):
+        digest.update(module.read_bytes())
+    digest.update(Path(type(recipe).encode.__code__.co_filename).read_bytes())
+    knobs = {name: value for name, value in learner.spec.model_dump().items() if name not in NOT_ENCODED_WITH}
+    tokenizer = learner.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else repr(tokenizer)
+    told = [
+        recipe.name,
+        rows.columns,
+        knobs,
+        learner.facts,
+        words,
+        str(getattr(tokenizer, "chat_template", "")),
+    ]
+    digest.update(json.dumps(told, sort_keys=True).encode())
+    return digest.hexdigest()[:40]
+
+
+class Plan:
+    """Which items make which step. `items` are places in `Items`; `lengths` theirs."""
+
+    def __init__(self, places: list[int], lengths: list[int], spec: Spec, seed: int) -> None:
+        self.places, self.lengths, self.seed = places, lengths, seed
+        self.batch_size = spec.batch_size
+        self.per_epoch = math.ceil(len(places) / spec.batch_size)
+        wanted = math.ceil(spec.epochs * self.per_epoch - 1e-9)
+        self.total = max(1, min(wanted, spec.max_steps or wanted))
+        self.epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    def batch(self, step: int) -> list[int]:
+        """The items of step `step` (from 1), the longest last."""
+        epoch, place = divmod(step - 1, self.per_epoch)
+        if self.epoch[0] != epoch:
+            self.epoch = (epoch, self.shuffled(epoch))
+        return self.epoch[1][place]
+
+    def shuffled(self, epoch: int) -> list[list[int]]:
+        """An epoch's batches: random rows, of like length within a batch, in random order.
+
+        The costliest batch of the first epoch comes first: what does not fit shows at once.
+        """
+        dice = random.Random(f"{self.seed}/{epoch}")
+        order = list(range(len(self.places)))
+        dice.shuffle(order)
+        batches = []
+        for start in range(0, len(order), POOL * self.batch_size):
+            pool = sorted(order[start : start + POOL * self.batch_size], key=lambda n: self.lengths[n])
+            batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
+        dice.shuffle(batches)
+        if epoch == 0:
+            costs = [len(batch) * self.lengths[batch[-1]] for batch in batches]
+            costliest = costs.index(max(costs))
+            batches[0], batches[costliest] = batches[costliest], batches[0]
+        return [[self.places[n] for n in batch] for batch in batches]
+
+
+def portions(batch: list[int], lengths: dict[int, int] | list[int], budget: int) -> list[list[int]]:
+    """A step's items (shortest first) in micro-batches of at most `budget` tokens, padding included."""
+    parts: list[list[int]] = []
+    for item in batch:
+        if parts and (len(parts[-1]) + 1) * lengths[item] <= budget:
+            parts[-1].append(item)
+        else:
+            parts.append([item])
+    return parts
+
+
+def prune(cache: Path, keep: int = 32) -> None:
+    """Drop the encoded datasets that were used longest ago."""
+    folder = cache / "encoded"
+    if folder.exists():
+        known = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in known[keep:]:
+            path.unlink()

@@ -1,0 +1,303 @@
+"""Training, as one reads it: every method's steps in the order in which they happen.
+
+Each step draws its random numbers by its own number, reads a batch that is a pure function of the
+seed and that number, and takes its learning rate from it. So a resumed attempt repeats exactly what
+an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from shared.learning.card import card
+from shared.recipe import wire_name
+from worker.engine import checkpoint, optim
+from worker.engine.attempt import DONE, STOPPED, Attempt, Diverged, Stop
+from worker.engine.data import portions
+from worker.engine.evaluation import evaluate, samples
+from worker.engine.events import Events
+from worker.engine.run import Run, prepare
+from worker.engine.weights import autocast, is_adapter
+
+MOST_UNSTEADY = 3  # steps in a row without a finite loss
+SEED_OF_EVALUATION = 1_234_567
+PRIME = 1_000_003  # keeps the seeds of steps apart
+
+
+def train(attempt: Attempt, events: Events, stop: Stop) -> int:
+    """Train to the end, or to the step after which a stop was asked for. Returns the exit code.
+
+    Raises Refused (the user's to mend), Diverged, torch.OutOfMemoryError, OSError (the disk is full).
+    """
+    stop.patient = True
+    run = prepare(attempt, events)
+    try:
+        return go(run, stop)
+    finally:
+        run.writer.wait()  # whatever happens, a checkpoint that was begun is finished
+
+
+def go(run: Run, stop: Stop) -> int:
+    """From where the run stands to its end."""
+    events = run.events
+    progress, total = run.progress, run.plan.total
+    evaluate_at, save_at = milestones(run)
+    if progress.judged_at != progress.step and progress.step in evaluate_at | {0}:
+        judge(run)
+    events.stage("training", done=progress.step, total=total)
+    while progress.step < total and not patience_is_over(run):
+        if stop.requested:
+            return leave(run)
+        advance(run)
+        if progress.step in evaluate_at and not (stop.requested and progress.step < total):
+            judge(run)
+            if progress.step < total:
+                events.stage("training", done=progress.step, total=total)
+        if progress.step in save_at or overdue(run):
+            save(run)
+    events.stage("saving")
+    save(run)
+    run.writer.wait()
+    events.stage("done")
+    return DONE
+
+
+def milestones(run: Run) -> tuple[set[int], set[int]]:
+    """(steps to evaluate after, steps to save after). The fewer of the two move to the nearest of the more,
+    so that as many checkpoints as possible have scores.
+    """
+    spec, total = run.learner.spec, run.plan.total
+    evaluations, saves = points(total, spec.evaluations), points(total, spec.checkpoints)
+    if len(saves) <= len(evaluations):
+        return evaluations, {min(evaluations, key=lambda step: (abs(step - save), step)) for save in saves}
+    return {min(saves, key=lambda step: (abs(step - one), step)) for one in evaluations}, saves
+
+
+def points(total: int, count: int) -> set[int]:
+    """`count` steps spread evenly over 1 … total, the last one included."""
+    return {max(1, round(total * number / count)) for number in range(1, count + 1)}
+
+
+def advance(run: Run) -> None:
+    """One optimizer step: the batch in micro-batches, the sum of their gradients, the update."""
+    started, progress, spec = time.monotonic(), run.progress, run.learner.spec
+    step = progress.step + 1
+    batch = run.plan.batch(step)
+    loss, weight = accumulated(run, step, batch)
+    learning_rate = optim.rate(spec, step, run.plan.total)
+    norm = optim.update(run.optimizer, spec, weight, learning_rate if math.isfinite(loss) else 0.0)
+    progress.step = step
+    tokens = sum(run.items.lengths[place] for place in batch)
+    progress.tokens += tokens
+    run.seconds += time.monotonic() - started
+    run.stepped, run.read, run.trained = run.stepped + 1, run.read + len(batch), run.trained + tokens
+    steady(run, loss, norm)
+    if math.isfinite(loss):
+        progress.loss_sum += loss
+        progress.loss_weight += weight
+    run.events.step(step, told(run, loss / weight, norm, learning_rate))
+
+
+def accumulated(run: Run, step: int, batch: list[int]) -> tuple[float, float]:
+    """Gradients of the whole batch, summed. Returns (summed loss, its weight).
+
+    Where memory runs out the micro-batches are halved and the step starts over.
+    """
+    while True:
+        try:
+            return gradients(run, step, batch)
+        except (torch.OutOfMemoryError, RuntimeError) as wrong:
+            if not (isinstance(wrong, torch.OutOfMemoryError) or "can't allocate memory" in str(wrong)):
+                raise
+            run.optimizer.zero_grad(set_to_none=True)
+            make_room(run, [run.items.lengths[place] for place in batch], wrong)
+
+
+def gradients(run: Run, step: int, batch: list[int]) -> tuple[float, float]:
+    """Forward and backward over the batch's micro-batches."""
+    learner, recipe = run.learner, run.recipe
+    torch.manual_seed((run.attempt.seed * PRIME + step) % 2**63)
+    total, weight = torch.zeros((), device=learner.device), 0.0
+    for places in portions(batch, run.items.lengths, run.progress.budget):
+        items = [run.items[place] for place in places]
+        tensors = recipe.collate(items, learner)
+        tensors = {name: value.to(learner.device, non_blocking=True) for name, value in tensors.items()}
+        with autocast(learner.device):
+            loss = recipe.loss(learner, tensors)
+        loss.total.backward()
+        total += loss.total.detach()
+        weight += loss.weight
+    return float(total), weight
+
+
+def make_room(run: Run, lengths: list[int], wrong: Exception) -> None:
+    """Halve the micro-batches; when they are single rows, trade time for memory; then give up."""
+    progress = run.progress
+    if run.learner.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if progress.budget > max(lengths):
+        progress.budget = min(progress.budget, max(lengths) * len(lengths)) // 2
+        run.events.log(
+            "Memory ran out: smaller micro-batches from here on, more of them in a step. The result is the same.",
+            "warn",
+        )
+    elif not progress.checkpointing and hasattr(run.learner.model, "gradient_checkpointing_enable"):
+        progress.checkpointing = True
+        run.learner.model.gradient_checkpointing_enable({"use_reentrant": False})
+        run.events.log(
+            "Memory ran out with single rows: gradient checkpointing is on, steps are slower.", "warn"
+        )
+    else:
+        raise torch.OutOfMemoryError(f"A single row of {max(lengths)} tokens does not fit.") from wrong
+
+
+def steady(run: Run, loss: float, norm: float) -> None:
+    """Count steps without a finite loss; they leave the weights alone. Raises Diverged after three."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        run.progress.unsteady = 0
+        return
+    run.progress.unsteady += 1
+    run.events.log(
+        f"The loss of step {run.progress.step} is not a finite number; the step is skipped.", "warn"
+    )
+    if run.progress.unsteady >= MOST_UNSTEADY:
+        raise Diverged(
+            f"The loss was not a finite number {MOST_UNSTEADY} steps in a row, up to step {run.progress.step}. "
+            "Try a lower learning rate, a longer warm-up, or look for broken rows."
+        )
+
+
+def told(run: Run, loss: float, norm: float, learning_rate: float) -> dict[str, Any]:
+    """A step event's data."""
+    progress, total = run.progress, run.plan.total
+    return {
+        "loss": loss,
+        "learning_rate": learning_rate,
+        "grad_norm": norm,
+        "tokens": progress.tokens,
+        "tokens_per_second": run.trained / run.seconds,
+        "examples_per_second": run.read / run.seconds,
+        "epoch": progress.step / run.plan.per_epoch,
+        "total_steps": total,
+        "eta_seconds": (total - progress.step) * run.seconds / run.stepped,
+        "memory_bytes": memory(run),
+    }
+
+
+def memory(run: Run) -> int:
+    """The most memory used so far: the GPU's, or the process's."""
+    if run.learner.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def judge(run: Run) -> None:
+    """Evaluate on the held-out rows, show a few answers, remember the best."""
+    progress = run.progress
+    progress.judged_at = progress.step
+    if run.held is None:
+        return
+    run.events.stage("evaluating")
+    scores = evaluate(run.recipe, run.learner, run.held, 2 * progress.budget, SEED_OF_EVALUATION)
+    progress.metrics = scores.metrics
+    which = "base" if progress.step == 0 else "tuned"
+    rows = len(run.held.rows)
+    data = {"which": which, "metrics": scores.metrics, "detail": scores.detail, "rows": rows}
+    run.events.write("eval", data, progress.step)
+    shown = samples(run.recipe, run.learner, run.held, SEED_OF_EVALUATION)
+    if shown:
+        run.events.write("sample", {"samples": shown}, progress.step)
+    if progress.step > 0:
+        remember(run)
+
+
+def remember(run: Run) -> None:
+    """Whether this evaluation is the best so far, by the recipe's first metric."""
+    progress, first = run.progress, run.recipe.metrics[0]
+    value = progress.metrics[first.name]
+    sign = 1 if first.better == "higher" else -1
+    if math.isfinite(value) and (progress.best is None or sign * value > sign * progress.best):
+        progress.best, progress.best_step, progress.worse = value, progress.step, 0
+    else:
+        progress.worse += 1
+
+
+def patience_is_over(run: Run) -> bool:
+    """Whether too many evaluations in a row were no better than the best."""
+    patience = run.learner.spec.patience
+    if patience is None or run.progress.worse < patience:
+        return False
+    run.events.log(
+        f"Stopped early at step {run.progress.step}: the best score, at step {run.progress.best_step}, "
+        f"was not beaten by {run.progress.worse} evaluations."
+    )
+    return True
+
+
+def overdue(run: Run) -> bool:
+    """Whether a crash now would cost too much."""
+    return time.monotonic() - run.saved_at > 60 * run.learner.spec.checkpoint_minutes
+
+
+def leave(run: Run) -> int:
+    """Keep what was learned for the next attempt, and go."""
+    save(run)
+    run.events.log(f"Stopped on request after step {run.progress.step}; the next attempt goes on from there.")
+    return STOPPED
+
+
+def save(run: Run) -> None:
+    """A checkpoint of this step, unless there is one; it is written while training goes on."""
+    progress = run.progress
+    if run.saved_step == progress.step:
+        return
+    judged = progress.judged_at == progress.step and run.held is not None
+    metrics = progress.metrics if judged else {}
+    train_loss = progress.loss_sum / progress.loss_weight if progress.loss_weight else None
+    name, step, epoch = f"step-{progress.step:06d}", progress.step, progress.step / run.plan.per_epoch
+    progress.loss_sum = progress.loss_weight = 0.0
+    snapshot = checkpoint.Snapshot(
+        name=name,
+        weights=checkpoint.copied(checkpoint.live_weights(run.learner)),
+        optimizer=optim.state(run.optimizer),
+        loop=asdict(progress),
+        card=card(card_facts(run, metrics)),
+        ours={
+            "recipe": wire_name(run.recipe),
+            "spec": run.learner.spec.model_dump(),
+            "facts": run.learner.facts,
+            "labels": run.learner.facts.get("labels"),
+            "step": step,
+            "epoch": epoch,
+        },
+    )
+    data = {
+        "name": name,
+        "metrics": metrics,
+        "train_loss": train_loss,
+        "epoch": epoch,
+        "adapter": is_adapter(run.learner.model),
+        "best": judged and progress.best_step == step,
+    }
+    run.writer.write(snapshot, lambda: run.events.write("checkpoint", data, step))
+    run.saved_step, run.saved_at = step, time.monotonic()
+
+
+def card_facts(run: Run, metrics: dict[str, float]) -> dict[str, Any]:
+    """What the model card tells."""
+    return run.attempt.card | {
+        "title": run.recipe.title,
+        "recipe": run.recipe.name,
+        "step": run.progress.step,
+        "epoch": run.progress.step / run.plan.per_epoch,
+        "adapter": is_adapter(run.learner.model),
+        "metrics": {one.title: metrics[one.name] for one in run.recipe.metrics if one.name in metrics},
+        "spec": run.learner.spec.model_dump(),
+        "usage": run.recipe.usage(run.learner),
+    }

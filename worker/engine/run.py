@@ -1,0 +1,141 @@
+"""What a training is made of, and how it is laid out before the first step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from shared.errors import Refused
+from shared.recipe import Learner, Recipe
+from worker.engine import checkpoint, optim, weights
+from worker.engine.attempt import Attempt
+from worker.engine.data import Both, Plan, Rows, View, encode, prune
+from worker.engine.evaluation import HeldOut
+from worker.engine.events import Events
+from worker.engine.items import Items
+
+BUDGET = {"cpu": 2048, "cuda": 16_384}  # tokens in a micro-batch, until the memory says otherwise
+
+
+@dataclass
+class Progress:
+    """Where training is: all that a checkpoint must tell of the loop, as JSON."""
+
+    step: int = 0
+    tokens: int = 0
+    budget: int = 0  # tokens in a micro-batch; halved when memory runs out
+    checkpointing: bool = False  # gradient checkpointing, the last resort against a full memory
+    loss_sum: float = 0.0  # since the last evaluation
+    loss_weight: float = 0.0
+    judged_at: int = -1  # the step of the last evaluation
+    metrics: dict[str, float] = field(default_factory=dict)  # its result
+    best: float | None = None
+    best_step: int | None = None
+    worse: int = 0  # evaluations since the best
+    unsteady: int = 0  # steps in a row whose loss or gradient was not finite
+
+
+@dataclass
+class Run:
+    """Everything that a step needs at hand."""
+
+    attempt: Attempt
+    events: Events
+    recipe: Recipe
+    learner: Learner
+    items: Items
+    plan: Plan
+    held: HeldOut | None
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    writer: checkpoint.Writer
+    saved_step: int = -1
+    saved_at: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0  # spent in steps by this process
+    stepped: int = 0  # steps by this process
+    read: int = 0  # items read by this process
+    trained: int = 0  # tokens read by this process
+
+
+def prepare(attempt: Attempt, events: Events) -> Run:
+    """Encode rows, lay out the steps, load weights, and pick up the checkpoint to go on from. Raises Refused."""
+    events.stage("preparing")
+    recipe, spec = attempt.method, attempt.knobs
+    where = weights.device(attempt)
+    rows = Rows(required(attempt.train), recipe, attempt.columns)
+    more = Rows(attempt.valid, recipe, attempt.columns) if attempt.valid else None
+    every = Both(rows, more) if more is not None else rows
+    facts = weights.known(attempt).get("facts") if attempt.resume else None
+    learner = Learner(spec=spec, facts=facts or recipe.facts(every, spec), source=attempt.base_model)
+    learner.tokenizer = recipe.load_tokenizer(weights.source(attempt), every, spec)
+    items = encode(rows, attempt.train, learner, recipe, attempt.cache, events)
+    learning, held = divided(attempt, learner, rows, more, items, events)
+    plan = Plan(learning, [items.lengths[place] for place in learning], spec, attempt.seed)
+    weights.load(recipe, learner, attempt, train=True)
+    run = Run(
+        attempt=attempt,
+        events=events,
+        recipe=recipe,
+        learner=learner,
+        items=items,
+        plan=plan,
+        held=held,
+        optimizer=optim.build(learner.model, spec),
+        progress=Progress(budget=BUDGET[where.type]),
+        writer=checkpoint.Writer(recipe, learner, attempt),
+    )
+    if attempt.resume:
+        pick_up(run, attempt.resume)
+    if attempt.cache:
+        prune(attempt.cache)
+    describe(run)
+    return run
+
+
+def required(path: Path | None) -> Path:
+    """The training rows; an attempt without them is a mistake of whoever wrote it."""
+    if path is None:
+        raise Refused("A training job needs rows to train on.", param="training_file")
+    return path
+
+
+def divided(
+    attempt: Attempt, learner: Learner, rows: Rows, more: Rows | None, items: Items, events: Events
+) -> tuple[list[int], HeldOut | None]:
+    """The items to learn from, and what is held out: rows of their own, or a share of these."""
+    recipe, spec, every = attempt.method, attempt.knobs, list(range(len(items)))
+    if more is not None and attempt.valid:
+        judged = encode(more, attempt.valid, learner, recipe, attempt.cache, events)
+        return every, HeldOut(more, judged, list(range(len(more))))
+    usable = sorted(set(items.rows))
+    if len(usable) < 2 or spec.valid_fraction == 0:
+        return every, None
+    _, chosen = recipe.split(View(rows, usable), spec.valid_fraction, attempt.seed)
+    held = {usable[number] for number in chosen}
+    learning = [place for place in every if items.rows[place] not in held]
+    return learning, HeldOut(rows, items, sorted(held)) if held else None
+
+
+def pick_up(run: Run, folder: Path) -> None:
+    """Counters and optimizer of a checkpoint of this job; its weights are loaded already."""
+    run.progress = Progress(**checkpoint.loop_state(folder))
+    run.saved_step = run.progress.step
+    checkpoint.restore_optimizer(folder, run.optimizer)
+    if run.progress.checkpointing:
+        run.learner.model.gradient_checkpointing_enable({"use_reentrant": False})
+    run.events.log(f"Going on from step {run.progress.step}.")
+
+
+def describe(run: Run) -> None:
+    """Say in the log what is about to happen."""
+    every = list(run.learner.model.parameters())
+    trained = sum(weight.numel() for weight in every if weight.requires_grad)
+    share = 100 * trained / max(sum(weight.numel() for weight in every), 1)
+    held = len(run.held.rows) if run.held else 0
+    run.events.log(
+        f"{len(run.plan.places)} examples to learn from, {held} held-out rows, {run.plan.total} steps; "
+        f"{trained:,} weights are trained ({share:.1f} %) on {run.learner.device}."
+    )

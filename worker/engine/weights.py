@@ -1,0 +1,114 @@
+"""Weights: load a base model, attach or continue an adapter, merge it, put it where it trains."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+
+from shared.errors import Refused
+from shared.recipe import Learner, LoraSpec, Recipe
+from worker.engine.attempt import Attempt
+
+ADAPTER = "adapter_config.json"
+OURS = "burnish.json"
+
+
+def device(attempt: Attempt) -> torch.device:
+    """Where to compute; on a CPU also how many threads do."""
+    name = attempt.device
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" and attempt.threads:
+        torch.set_num_threads(attempt.threads)
+    if name != "cpu":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    return torch.device(name)
+
+
+def source(attempt: Attempt) -> Path | None:
+    """The folder that tokenizer and weights come from: a resumed checkpoint beats what it started from."""
+    if attempt.resume:
+        return attempt.resume / "servable"
+    return attempt.adapter or attempt.base_model
+
+
+def known(attempt: Attempt) -> dict[str, Any]:
+    """What a checkpoint's burnish.json tells: recipe, spec, facts. Empty for a plain base model."""
+    folder = source(attempt)
+    path = folder / OURS if folder else None
+    return json.loads(path.read_text()) if path and path.exists() else {}
+
+
+def load(recipe: Recipe, learner: Learner, attempt: Attempt, *, train: bool) -> None:
+    """Set `learner.model`: on its device, its adapter attached, only what is trained with gradients.
+
+    New weights (adapter, classification head) are drawn from the attempt's seed.
+    """
+    torch.manual_seed(attempt.seed)
+    folder = source(attempt)
+    adapted = folder is not None and (folder / ADAPTER).exists()
+    lora = isinstance(learner.spec, LoraSpec) and learner.spec.method == "lora"
+    learner.model = recipe.load_model(learner, attempt.base_model if adapted else folder)
+    if train and recipe.needs_reference and not lora:
+        learner.frozen = deepcopy(learner.model).requires_grad_(requires_grad=False).eval()
+    if adapted:
+        learner.model = PeftModel.from_pretrained(learner.model, str(folder), is_trainable=train and lora)
+        if train and not lora:
+            learner.model = learner.model.merge_and_unload().requires_grad_()
+    elif train and lora:
+        learner.model = get_peft_model(learner.model, recipe.lora(learner))
+    place(learner, device(attempt), train=train, lora=lora)
+
+
+def place(learner: Learner, where: torch.device, *, train: bool, lora: bool) -> None:
+    """Move the model. On a GPU frozen weights are kept in bf16; trained ones stay in float32."""
+    if where.type == "cuda":
+        for weight in learner.model.parameters():
+            if not weight.requires_grad and (lora or not train):
+                weight.data = weight.data.to(torch.bfloat16)
+    learner.model.to(where)
+    if learner.frozen is not None:
+        learner.frozen.to(where)
+
+
+def autocast(where: torch.device) -> torch.autocast:
+    """bf16 matrix products on a GPU; float32 as it stands on a CPU, where bf16 is slower."""
+    return torch.autocast(
+        "cuda" if where.type == "cuda" else "cpu", torch.bfloat16, enabled=where.type == "cuda"
+    )
+
+
+def is_adapter(model: Any) -> bool:
+    """Whether what is trained is an adapter on a base model."""
+    return isinstance(model, PeftModel)
+
+
+def merged(learner: Learner) -> dict[str, torch.Tensor]:
+    """Full weights with the adapter worked in; `learner.model` becomes that plain model."""
+    if is_adapter(learner.model):
+        learner.model = learner.model.merge_and_unload()
+    return learner.model.state_dict()
+
+
+def reopened(attempt: Attempt, recipe: Recipe) -> Learner:
+    """A learner with weights for answering: a base model, an adapter on it, or a full checkpoint.
+
+    Raises Refused if it is no checkpoint of this recipe and the recipe cannot answer without one.
+    """
+    told = known(attempt)
+    spec = recipe.spec.model_validate(told.get("spec") or attempt.spec)
+    learner = Learner(spec=spec, facts=told.get("facts", {}), source=attempt.base_model)
+    if recipe.needs_facts and not learner.facts:
+        raise Refused(
+            f"This base model has not been trained by {recipe.title} yet: answer with one of its checkpoints.",
+            param="model",
+        )
+    learner.tokenizer = recipe.load_tokenizer(source(attempt), [], spec)
+    load(recipe, learner, attempt, train=False)
+    learner.model.eval()
+    return learner
