@@ -5,7 +5,6 @@ time and appends in order, so that `Event.id` orders a job's events and serves a
 that resumes repeats steps of the one before; charts show the newest word about each step.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -45,12 +44,10 @@ def append(db: Session, lease_id: str, job: Job, events: Iterable[dict[str, Any]
 
 
 def row(lease_id: str, job: Job, event: dict[str, Any]) -> dict[str, Any]:
-    """The event's row; what Postgres cannot store in text (NUL) is taken out."""
+    """The event's row."""
     data = event.get("data") or {}
     if isinstance(data.get("message"), str) and len(data["message"]) > LONGEST_MESSAGE:
         data = data | {"message": data["message"][:LONGEST_MESSAGE] + " …"}
-    if "\\u0000" in json.dumps(data):
-        data = json.loads(json.dumps(data).replace("\\u0000", ""))
     return {
         "job_id": job.id,
         "lease_id": lease_id,
@@ -59,8 +56,19 @@ def row(lease_id: str, job: Job, event: dict[str, Any]) -> dict[str, Any]:
         "at": datetime.fromtimestamp(event["at"], UTC),
         "type": EventType(event["type"]),
         "step": event.get("step"),
-        "data": data,
+        "data": storable(data),
     }
+
+
+def storable(value: Any) -> Any:
+    """The same without what Postgres cannot keep as text: NUL and halves of surrogate pairs."""
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {storable(str(name)): storable(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [storable(one) for one in value]
+    return value
 
 
 def last_seq(db: Session, job_id: str, lease_id: str) -> int:

@@ -88,3 +88,9 @@ def position(db: Session, job: Job) -> int:
         if row.team_id != job.team_id and row.team_id in turn
     )
     return own + others + 1
+
+
+def waiting(db: Session, slot: str, most: int) -> int:
+    """How many jobs of that slot class could be claimed now, counted up to `most`."""
+    counted = text(f"SELECT count(*) FROM (SELECT FROM jobs j WHERE {READY} LIMIT :most) found")  # noqa: S608 - constants of this file
+    return db.connection().execute(counted, {"slot": str(slot), "most": most}).scalar_one()

@@ -1,0 +1,98 @@
+"""How a trainer's end is read: its exit code, what it said last, and what it had been asked."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.budgets import HOST_MEMORY
+from shared.tables import Job, Outcome
+
+DONE, USER_ERROR, OUT_OF_MEMORY, DISK_FULL, DIVERGED, STOPPED = 0, 10, 20, 30, 40, 75
+
+
+@dataclass(frozen=True)
+class Ending:
+    """An attempt's outcome, and the sentence for people."""
+
+    outcome: Outcome
+    reason_code: str | None = None
+    reason: str | None = None
+    param: str | None = None
+
+
+ASKED = {
+    "cancel": Ending(Outcome.CANCELLED, "cancelled", "It was cancelled."),
+    "pause": Ending(Outcome.RELEASED, "pause", "Paused."),
+    "drain": Ending(Outcome.RELEASED, "drain", "The worker was asked to stop."),
+    "hang": Ending(Outcome.CRASHED, "hang", "It said nothing for too long and was stopped."),
+}
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What was known when the trainer ended."""
+
+    asked: str | None = None  # cancel, pause, drain, hang
+    error: dict[str, Any] | None = None  # the data of its last error event
+    zygote_died: bool = False
+    memory_kills: int = 0  # by the kernel on this machine meanwhile
+    said: str = ""  # the last line of its output
+
+
+def read(code: int, job: Job, known: Circumstances) -> Ending:
+    """The ending that an exit code (negative: a signal) stands for."""
+    if code == DONE:
+        return Ending(Outcome.SUCCEEDED)
+    if code in (USER_ERROR, OUT_OF_MEMORY, DIVERGED) and known.asked in (None, "hang"):
+        return users_to_mend(code, job, known.error or {})
+    if known.asked:
+        return ASKED[known.asked]
+    if code == STOPPED:
+        return Ending(Outcome.RELEASED, "stopped", "The trainer was stopped from outside.")
+    if code == DISK_FULL:
+        return Ending(Outcome.RELEASED, "disk_full", "The worker's disk is full. Free some space there.")
+    if known.zygote_died:
+        return Ending(Outcome.RELEASED, "zygote", "The process that forks trainers died on the worker.")
+    return crashed(code, known)
+
+
+def users_to_mend(code: int, job: Job, error: dict[str, Any]) -> Ending:
+    """What goes wrong again however often it is tried: the data, the spec, the memory it asks for."""
+    message = str(error.get("message") or "") or None
+    if code == OUT_OF_MEMORY:
+        batch = job.spec.get("batch_size")
+        smaller = (
+            f"Set the batch size to {max(1, batch // 2)} (it is {batch})" if batch else "Use a smaller batch"
+        )
+        told = f"The memory of the device was not enough. {smaller} or shorten the longest row, then retry."
+        return Ending(Outcome.FAILED, "out_of_memory", message or told, "batch_size" if batch else None)
+    if code == DIVERGED:
+        told = "The loss stopped being a number. Lower the learning rate, then retry."
+        return Ending(Outcome.FAILED, "diverged", message or told, error.get("param") or "learning_rate")
+    told = message or "The data or the settings do not fit. The log says more."
+    return Ending(Outcome.FAILED, str(error.get("code") or "user_error"), told, error.get("param"))
+
+
+def crashed(code: int, known: Circumstances) -> Ending:
+    """A death that nobody asked for."""
+    if code == -signal.SIGKILL and known.memory_kills:
+        told = "The machine ran out of memory and the kernel killed the trainer."
+        return Ending(Outcome.CRASHED, HOST_MEMORY, told)
+    how = f"exit code {code}"
+    if code < 0:
+        how = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
+    said = f" Its last words: {known.said[:300]}" if known.said else ""
+    return Ending(Outcome.CRASHED, how.replace(" ", "_").lower(), f"The trainer died ({how}).{said}")
+
+
+def memory_kills() -> int:
+    """Processes that the kernel has killed for want of memory, in this cgroup or on this machine."""
+    for path, key in ((Path("/sys/fs/cgroup/memory.events"), "oom_kill"), (Path("/proc/vmstat"), "oom_kill")):
+        try:
+            values = dict(line.split()[:2] for line in path.read_text().splitlines())
+        except OSError:
+            continue
+        if key in values:
+            return int(values[key])
+    return 0

@@ -1,0 +1,242 @@
+"""This worker process: its row, its slots, its zygote, and what it is doing."""
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared import migrate, workers
+from shared.db import transaction
+from shared.ids import new_id
+from shared.settings import settings
+from shared.tables import Slot, Worker
+from worker import runner
+from worker.cache import Cache, remove
+from worker.contact import AWAY
+from worker.slots import Slots, locked_elsewhere
+from worker.zygote import Trainer, Zygote, sandbox_facts
+
+if TYPE_CHECKING:
+    from worker.runner import Trip
+
+log = logging.getLogger(__name__)
+
+DISK_FLOOR = 2 * 1024**3  # with less free, the worker takes no job
+ZYGOTE_SECONDS = 60.0
+START_SECONDS = 60.0
+
+
+class Machine:
+    """What is one in a worker process. `start` is called in the main thread, `keep` runs in a thread of its own."""
+
+    def __init__(self) -> None:
+        known = settings()
+        self.id = new_id("worker-")
+        self.home = known.burnish_home.resolve()
+        self.attempts = self.home / "attempts"
+        self.attempts.mkdir(parents=True, exist_ok=True)
+        self.cache = Cache(self.home / "cache")
+        self.counts = {Slot.COMPUTE: known.compute_slots, Slot.LIGHT: known.light_slots}
+        self.slots = Slots(self.home / "slots", self.counts)
+        self.devices = gpus()
+        self.threads = max(1, len(os.sched_getaffinity(0)) // max(1, known.compute_slots))
+        self.draining = threading.Event()  # the process is to end
+        self.stopping = threading.Event()
+        self.note = ""
+        self.trips: dict[str, Trip] = {}
+        self.zygote: Zygote | None = None
+        self._zygote_ready = threading.Condition()
+        self._keeper = threading.Thread(target=self.keep, name="keeper", daemon=True)
+        self._looks: list[threading.Thread] = []
+
+    # --- its life ------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Starts the zygote (which must not die with a short-lived thread), tells the database, begins to keep."""
+        self.remove_stale()
+        self.zygote = Zygote.start()
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self.register()
+                break
+            except AWAY:
+                if time.monotonic() > deadline:
+                    raise
+                log.warning("The database does not answer yet")
+                time.sleep(1.0)
+        self._keeper.start()
+
+    def register(self) -> None:
+        """The worker's row."""
+        migrate.require_current()
+        row = Worker(
+            id=self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=version("burnish"),
+            slots={str(slot): count for slot, count in self.counts.items()},
+            devices=self.devices,
+            sandbox=sandbox_facts(),
+        )
+        with transaction() as db:
+            workers.register(db, row)
+
+    def keep(self) -> None:
+        """Until the end: signs of life, the zygote's health, and a look of its own at each sweep interval."""
+        looked = time.monotonic()
+        while not self.stopping.wait(settings().heartbeat_seconds):
+            try:
+                self.revive_zygote()
+                self.beat()
+                if time.monotonic() - looked >= settings().sweep_seconds:
+                    looked = time.monotonic()
+                    for slot in Slot:
+                        self.look_soon(slot)
+            except AWAY as away:
+                log.warning("The database is away: %s", away)
+            except Exception:
+                log.exception("The worker's keeper stumbled")
+
+    def beat(self) -> None:
+        """Frees disk where it is short, and shows a sign of life with the reason for claiming nothing."""
+        free = shutil.disk_usage(self.home).free
+        if free < DISK_FLOOR:
+            self.cache.trim(DISK_FLOOR)
+            free = shutil.disk_usage(self.home).free
+        short = free < DISK_FLOOR
+        self.note = f"Only {free >> 20} MiB of disk are free; it takes no jobs." if short else ""
+        with transaction() as db:
+            workers.beat(db, self.id, self.note)
+
+    def drain(self) -> None:
+        """The process is to end: no more jobs; attempts checkpoint and are given back."""
+        self.draining.set()
+        try:
+            with transaction() as db:
+                workers.drain(db, self.id)
+        except AWAY as away:
+            log.warning("The database is away; the drain is not noted: %s", away)
+
+    def stop(self) -> None:
+        """The process ends: waits for what runs in threads of its own."""
+        self.draining.set()
+        self.stopping.set()
+        for thread in self._looks:
+            thread.join(timeout=runner.GRACE_SECONDS)
+        try:
+            with transaction() as db:
+                workers.stop(db, self.id)
+        except AWAY as away:
+            log.warning("The database is away; the end is not noted: %s", away)
+
+    # --- the zygote ----------------------------------------------------------------------------------
+    @property
+    def zygote_alive(self) -> bool:
+        return self.zygote is not None and self.zygote.alive
+
+    def revive_zygote(self) -> None:
+        """Starts another zygote where it died. Called by the keeper alone: a zygote dies with the thread
+        that started it.
+        """
+        if self.zygote_alive:
+            return
+        log.error("The zygote died; another one is started")
+        with self._zygote_ready:
+            self.zygote = Zygote.start()
+            self._zygote_ready.notify_all()
+
+    def fork(self, folder: Path) -> Trainer:
+        """A trainer for that attempt folder."""
+        with self._zygote_ready:
+            self._zygote_ready.wait_for(lambda: self.zygote_alive, ZYGOTE_SECONDS)
+            zygote = self.zygote
+        if zygote is None:
+            raise OSError("there is no zygote")
+        return zygote.fork(folder)
+
+    # --- looking for work ----------------------------------------------------------------------------
+    def look(self, slot: Slot) -> bool:
+        """Runs jobs of that class until there is none; False: no slot was free.
+
+        A look that comes while a slot is about to be freed is not lost: the slot looks once more.
+        """
+        index = self.slots.take(slot)
+        if index is None:
+            return False
+        try:
+            while True:
+                asked = self.slots.asked[slot]
+                while self.ready and runner.run_next(self, slot, index):
+                    pass
+                if self.slots.give_back(slot, index, asked):
+                    return True
+        except BaseException:
+            self.slots.give_back(slot, index, None)
+            raise
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes jobs."""
+        return not self.draining.is_set() and not self.note
+
+    def look_soon(self, slot: Slot) -> None:
+        """A look in a thread of its own, for when no wake-up came."""
+        if not self.slots.free(slot) or not self.ready:
+            return
+
+        def look() -> None:
+            try:
+                self.look(slot)
+            except AWAY as away:
+                log.warning("The database is away: %s", away)
+            except Exception:
+                log.exception("A look for %s jobs failed", slot)
+
+        self._looks = [thread for thread in self._looks if thread.is_alive()]
+        thread = threading.Thread(target=look, name=f"look-{slot}", daemon=True)
+        self._looks.append(thread)
+        thread.start()
+
+    @contextmanager
+    def travelling(self, trip: "Trip") -> Generator[None]:
+        """The trip is shown among those that go on."""
+        self.trips[trip.lease_id] = trip
+        try:
+            yield
+        finally:
+            del self.trips[trip.lease_id]
+
+    # --- this machine --------------------------------------------------------------------------------
+    def device(self, slot: Slot, index: int) -> str:
+        """What a trainer in that slot computes on."""
+        if slot is Slot.COMPUTE and self.devices:
+            return f"cuda:{index % len(self.devices)}"
+        return "cpu"
+
+    def remove_stale(self) -> None:
+        """Removes the attempt folders that a worker left behind when it was killed.
+
+        Another worker may live in the same home: a folder whose lock is held is not touched.
+        """
+        for folder in self.attempts.iterdir():
+            if not locked_elsewhere(folder / "lock"):
+                remove(folder)
+
+
+def gpus() -> list[dict[str, Any]]:
+    """The machine's GPUs as {name, memory_bytes}, without loading a training library."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [line.rsplit(",", 1) for line in told.splitlines() if "," in line]
+    return [{"name": name.strip(), "memory_bytes": int(float(size)) << 20} for name, size in rows]

@@ -1,0 +1,203 @@
+"""What an attempt leaves behind: stored first, then recorded in the transaction that ends it."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlmodel import Session, select
+
+from shared import base_models, checkpoints, datasets, events, storage
+from shared import recipe as recipes
+from shared.db import transaction
+from shared.errors import Refused
+from shared.ids import new_id
+from shared.tables import Artifact, Event, EventType, File, Job, Kind, Outcome, Ready
+from worker.exits import Ending
+
+if TYPE_CHECKING:
+    from worker.runner import Trip
+
+METRICS_ROWS = 20_000
+MOST_REPORT_BYTES = 32 * 1024 * 1024
+
+
+@dataclass
+class Result:
+    """`record` writes the rows and returns what `jobs.finish` is told beside the outcome."""
+
+    record: Callable[[Session], dict[str, Any]]
+
+
+def collect(trip: "Trip", ending: Ending) -> Result:
+    """Stores what the trainer made. Raises storage.Away; Refused where it left nothing to use."""
+    if trip.job.kind == Kind.TRAIN:
+        return trained(trip, ending)
+    if ending.outcome != Outcome.SUCCEEDED:
+        return Result(lambda _: {})
+    return COLLECTORS[trip.job.kind](trip)
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+def trained(trip: "Trip", ending: Ending) -> Result:
+    """Best checkpoint, scores and, after a success, the metrics as a file."""
+    job = trip.job
+    recipe = recipes.get(job.recipe or "")
+    artifact = metrics_file(job, recipe) if ending.outcome == Outcome.SUCCEEDED else None
+
+    def record(db: Session) -> dict[str, Any]:
+        best = checkpoints.best(checkpoints.of(db, job.id), recipe)
+        if best is None and ending.outcome == Outcome.SUCCEEDED:
+            raise Refused("The training ended without a checkpoint.", code="no_checkpoint")
+        for row in artifact or ():
+            db.add(row)
+            db.flush()  # the artifact refers to the file
+        return {
+            "scores": scores(db, job, best.step if best else None),
+            "trained_tokens": trip.progress.get("tokens"),
+            "best_checkpoint_id": best.id if best else None,
+        }
+
+    return Result(record)
+
+
+def scores(db: Session, job: Job, step: int | None) -> dict[str, Any]:
+    """{"base", "tuned", "detail"}: the first evaluation, and the one of that step or else the last."""
+    measured = events.newest(db, job.id, EventType.EVAL, limit=500)
+    base = next((e for e in reversed(measured) if e.data.get("which") == "base"), None)
+    tuned = [e for e in measured if e.data.get("which") == "tuned"]
+    chosen: Event | None = next((e for e in tuned if e.step == step), tuned[0] if tuned else None)
+    return {
+        "base": base.data["metrics"] if base else {},
+        "tuned": chosen.data["metrics"] if chosen else {},
+        "detail": (chosen.data.get("detail") or {}) if chosen else {},
+    }
+
+
+def metrics_file(job: Job, recipe: recipes.Recipe) -> tuple[File, Artifact]:
+    """The curves as a stored CSV file, and the rows that name it."""
+    with transaction() as db:
+        curves = events.series(db, job.id, METRICS_ROWS)
+    data = metrics_csv(curves, [metric.name for metric in recipe.metrics]).encode()
+    artifact = Artifact(id=new_id("artifact-"), team_id=job.team_id, job_id=job.id, form="metrics")
+    return stored_file(job, artifact, data, "step_metrics.csv", "fine-tune-results")
+
+
+def metrics_csv(curves: dict[str, dict[str, list]], metrics: list[str]) -> str:
+    """step, train_loss, train_accuracy, valid_loss, valid_mean_token_accuracy, and the recipe's metrics."""
+    known = {
+        "loss": "valid_loss",
+        "token_accuracy": "valid_mean_token_accuracy",
+        "accuracy": "valid_mean_token_accuracy",
+    }
+    names = ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
+    names += [f"valid_{m}" for m in metrics if f"valid_{m}" not in names]
+    rows: dict[int, dict[str, Any]] = {}
+    train, valid = curves["train"], curves["valid"]
+    for place, step in enumerate(train["step"]):
+        rows.setdefault(step, {})["train_loss"] = train.get("loss", [])[place] if "loss" in train else None
+    for place, step in enumerate(valid["step"]):
+        for metric in metrics:
+            value = valid[metric][place] if metric in valid else None
+            rows.setdefault(step, {})[f"valid_{metric}"] = value
+            if metric in known:
+                rows[step][known[metric]] = value
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"step": step} | rows[step] for step in sorted(rows))
+    return text.getvalue()
+
+
+# --- the other kinds --------------------------------------------------------------------------------
+
+
+def exported(trip: "Trip") -> Result:
+    """The checkpoint's other form, under its artifact's prefix."""
+    job = trip.job
+    with transaction() as db:
+        artifact_id = db.exec(select(Artifact.id).where(Artifact.job_id == job.id)).one()
+    prefix = artifact_prefix(job, artifact_id)
+    manifest = storage.put_folder(prefix, trip.folder / "artifacts" / job.asked.get("form", "merged"))
+
+    def record(db: Session) -> dict[str, Any]:
+        artifact = db.exec(select(Artifact).where(Artifact.id == artifact_id).with_for_update()).one()
+        artifact.state, artifact.prefix, artifact.manifest = Ready.READY, prefix, manifest
+        artifact.bytes = sum(entry["bytes"] for entry in manifest)
+        return {}
+
+    return Result(record)
+
+
+def imported(trip: "Trip") -> Result:
+    """A dataset's canonical rows, or a base model's weights, with what the importer found."""
+    job, artifacts = trip.job, trip.folder / "artifacts"
+    report = read_report(artifacts / "report.json")
+    if job.base_model_id:
+        stored = base_models.store(artifacts / "model")
+        base_model_id = job.base_model_id
+
+        def record_model(db: Session) -> dict[str, Any]:
+            base_models.record_import(db, base_model_id, report, stored)
+            return {}
+
+        return Result(record_model)
+    version_id = job.dataset_version_id or ""
+    path = artifacts / "data.parquet"
+    key = f"teams/{job.team_id}/datasets/{version_id}.parquet"
+    content_hash = storage.sha256_of(path)
+    storage.put(key, path)
+
+    def record_version(db: Session) -> dict[str, Any]:
+        datasets.record_import(db, version_id, report, key, content_hash)
+        return {}
+
+    return Result(record_version)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """The importer's findings; its size is bounded, since the importer read a stranger's file."""
+    if path.stat().st_size > MOST_REPORT_BYTES:
+        raise Refused("The file has too much wrong with it to be listed.", param="file")
+    return events.storable(json.loads(path.read_text()))
+
+
+def stored_file(
+    job: Job, artifact: Artifact, data: bytes, filename: str, purpose: str
+) -> tuple[File, Artifact]:
+    """Stores an artifact of one file, with a row for the API. The rows are not in the database yet."""
+    key = artifact_prefix(job, artifact.id) + filename
+    storage.put_bytes(key, data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = File(
+        id=new_id("file-"),
+        team_id=job.team_id,
+        purpose=purpose,
+        filename=filename,
+        bytes=len(data),
+        sha256=sha256,
+        key=key,
+        status="processed",
+    )
+    artifact.state, artifact.prefix, artifact.file_id = (
+        Ready.READY,
+        artifact_prefix(job, artifact.id),
+        file.id,
+    )
+    artifact.manifest = [{"name": filename, "bytes": len(data), "sha256": sha256}]
+    artifact.bytes = len(data)
+    return file, artifact
+
+
+COLLECTORS: dict[Kind, Callable[["Trip"], Result]] = {Kind.EXPORT: exported, Kind.IMPORT: imported}
+
+
+def artifact_prefix(job: Job, artifact_id: str) -> str:
+    """Where an artifact's files lie."""
+    return f"teams/{job.team_id}/jobs/{job.id}/artifacts/{artifact_id}/"

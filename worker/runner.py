@@ -1,0 +1,354 @@
+"""One attempt at a job, start to end. The only place that knows database, store and trainer at once."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from shared import events, jobs, queue, settling, storage
+from shared.db import transaction
+from shared.errors import Refused
+from shared.settings import settings
+from shared.tables import Attempt, EventType, Job, Kind, Outcome, Slot, State
+from worker import exits, fetching, results
+from worker.cache import remove
+from worker.contact import AWAY
+from worker.exits import Circumstances, Ending
+from worker.slots import lock
+from worker.store import Store
+from worker.tail import Tail, last_lines
+
+if TYPE_CHECKING:
+    from worker.machine import Machine
+    from worker.zygote import Trainer
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TURN_SECONDS = 0.1  # between two looks at a trainer
+STORE_EVENTS_SECONDS = 0.3
+REPORT_SECONDS = 1.0
+ATTENTION_SECONDS = 2.0  # a cancel is heard at the next renewal
+GRACE_SECONDS = 90.0  # for a checkpoint after SIGTERM, then SIGKILL
+OUT_OF_CONTACT_SECONDS = 900.0  # without the database, then the trainer is stopped
+SILENT_SECONDS = {Kind.TRAIN: 600.0}
+SILENT_OTHERWISE = 1800.0
+OUTPUT_LINES = 200
+
+
+class LeaseLost(Exception):
+    """Another attempt may hold the job already: nothing that this one says counts."""
+
+
+class Asked(Exception):
+    """The attempt is to stop, and no trainer runs that could be told."""
+
+
+@dataclass
+class Trip:
+    """An attempt on its way: what it is, and what was seen so far."""
+
+    machine: "Machine"
+    job: Job
+    attempt: Attempt
+    folder: Path
+    index: int  # of its slot
+    store: Store
+    tail: Tail
+    asked: str | None = None  # cancel, pause, drain, hang
+    renewed_at: float = field(default_factory=time.monotonic)
+    stored_at: float = 0.0
+    reported_at: float = 0.0
+    heard_at: float = field(default_factory=time.monotonic)
+    longest_silence: float = 0.0
+    away: bool = False
+    progress: dict[str, Any] = field(default_factory=dict)
+    stage: str = "fetching"
+    reported: tuple[Any, ...] = ()
+    error: dict[str, Any] | None = None
+    notes: int = 0
+
+    @property
+    def lease_id(self) -> str:
+        return self.attempt.lease_id
+
+
+def run_next(machine: "Machine", slot: Slot, index: int) -> bool:
+    """Claims the next job of that slot class and runs an attempt at it; False: there was none."""
+    with transaction() as db:
+        attempt = jobs.claim(db, machine.id, slot)
+        job = db.get_one(Job, attempt.job_id) if attempt else None
+    if attempt is None or job is None:
+        return False
+    folder = machine.attempts / attempt.lease_id
+    folder.mkdir(parents=True)
+    held = lock(folder / "lock")  # says that the folder is not a dead worker's
+    trip = Trip(
+        machine, job, attempt, folder, index, Store(job, attempt, folder), Tail(folder / "events.jsonl")
+    )
+    trip.progress = job.progress
+    try:
+        with machine.travelling(trip):
+            go(trip)
+    finally:
+        trip.store.close()
+        remove(folder)
+        if held is not None:
+            os.close(held)
+    return True
+
+
+def go(trip: Trip) -> None:
+    """The attempt, from what it needs to what became of it."""
+    try:
+        brief = attend(trip, lambda: fetching.brief(trip), heed)
+        trip.folder.joinpath("attempt.json").write_text(json.dumps(brief))
+        memory_kills = exits.memory_kills()
+        trainer = trip.machine.fork(trip.folder)
+        try:
+            code = watch(trip, trainer)
+        finally:
+            trainer.kill()
+        ending = exits.read(code, trip.job, circumstances(trip, memory_kills))
+        if ending.outcome == Outcome.CRASHED:
+            tell_output(trip)
+        attend_store(trip)
+        result = attend(trip, lambda: results.collect(trip, ending))
+        finish(trip, ending, result)
+    except LeaseLost:
+        log.warning("The lease of %s on %s is lost; what it did is dropped", trip.attempt.id, trip.job.id)
+    except Asked:
+        finish(trip, exits.ASKED[trip.asked or "drain"])
+    except Refused as no:
+        finish(trip, Ending(Outcome.FAILED, no.code, no.message, no.param))
+    except (storage.Away, storage.Corrupt, OSError) as away:
+        log.exception("The attempt %s at %s is given back", trip.attempt.id, trip.job.id)
+        finish(trip, Ending(Outcome.RELEASED, "infrastructure", f"The worker could not go on: {away}"))
+    except Exception as bug:
+        log.exception("The attempt %s at %s failed in the worker itself", trip.attempt.id, trip.job.id)
+        finish(
+            trip, Ending(Outcome.CRASHED, "worker_error", f"The worker failed: {type(bug).__name__}: {bug}")
+        )
+
+
+# --- while something goes on ------------------------------------------------------------------------
+
+
+def attend(trip: Trip, action: Callable[[], T], each_turn: Callable[[Trip], None] = lambda _: None) -> T:
+    """The action's value; meanwhile the lease is renewed. Raises what it raises, LeaseLost."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="attend")
+    try:
+        future: Future[T] = pool.submit(action)
+        while not wait([future], timeout=TURN_SECONDS).done:
+            beat(trip)
+            each_turn(trip)
+        return future.result()
+    finally:
+        pool.shutdown(wait=False)
+
+
+def heed(trip: Trip) -> None:
+    """Raises Asked where the attempt is to stop."""
+    if trip.asked:
+        raise Asked
+
+
+def attend_store(trip: Trip) -> None:
+    """Waits until every checkpoint is stored, as long as there is hope. Raises storage.Away, LeaseLost."""
+    hope_until = time.monotonic() + OUT_OF_CONTACT_SECONDS
+    if trip.store.busy:
+        trip.stage = "uploading"
+    while trip.store.busy:
+        time.sleep(TURN_SECONDS)
+        beat(trip)
+        if time.monotonic() > hope_until:
+            raise storage.Away("The store or the database did not answer for 15 minutes.")
+    trip.store.raise_failures()
+    if trip.store.lease_lost:
+        raise LeaseLost
+
+
+def watch(trip: Trip, trainer: "Trainer") -> int:
+    """Attends the trainer to its end; returns its exit code. Passes on what is asked of it."""
+    kill_at = float("inf")
+    trip.heard_at = time.monotonic()
+    while (code := trainer.poll()) is None:
+        trainer.wait(TURN_SECONDS)
+        beat(trip)
+        if trip.asked is None and is_silent(trip):
+            trip.asked = "hang"
+        if trip.asked and kill_at == float("inf"):
+            trainer.terminate()
+            kill_at = time.monotonic() + GRACE_SECONDS
+        if time.monotonic() > kill_at:
+            trainer.kill()
+    while beat(trip, to_the_end=True):
+        time.sleep(0 if not trip.away else TURN_SECONDS)
+    return code
+
+
+def is_silent(trip: Trip) -> bool:
+    """Whether it has said nothing for so long that it must hang."""
+    limit = max(SILENT_SECONDS.get(trip.job.kind, SILENT_OTHERWISE), 20 * trip.longest_silence)
+    return time.monotonic() - trip.heard_at > limit
+
+
+def beat(trip: Trip, *, to_the_end: bool = False) -> bool:
+    """One turn: renews the lease when it is time, stores what was said, hears what is asked.
+
+    While the database is away the trainer goes on and its lines wait in their file; the first word after
+    is the renewal. True: there may be more lines. Raises LeaseLost, also after 15 minutes without contact.
+    """
+    moment = time.monotonic()
+    if trip.machine.draining.is_set():
+        trip.asked = trip.asked or "drain"
+    if trip.store.lease_lost:
+        raise LeaseLost
+    try:
+        if trip.away or moment - trip.renewed_at >= min(ATTENTION_SECONDS, settings().heartbeat_seconds):
+            renew(trip)
+        if to_the_end or moment - trip.stored_at >= STORE_EVENTS_SECONDS:
+            return store_events(trip)
+    except AWAY as away:
+        if not trip.away:
+            log.warning("The database is away; the attempt %s goes on: %s", trip.attempt.id, away)
+        trip.away = True
+        if time.monotonic() - trip.renewed_at > OUT_OF_CONTACT_SECONDS:
+            raise LeaseLost from away
+        time.sleep(min(1.0, settings().heartbeat_seconds))
+        return True
+    return False
+
+
+def renew(trip: Trip) -> None:
+    """Renews the lease and hears what is asked of the attempt."""
+    with transaction() as db:
+        asked = jobs.renew(db, trip.lease_id)
+    if asked is None:
+        raise LeaseLost
+    trip.renewed_at, trip.away = time.monotonic(), False
+    word = next((w for w in ("cancel", "pause", "drain") if getattr(asked, w)), None)
+    trip.asked = trip.asked or word
+
+
+def store_events(trip: Trip) -> bool:
+    """Stores the new lines and what follows from them, in one transaction. True: there may be more."""
+    fresh = trip.tail.read()
+    for event in fresh:
+        notice(trip, event)
+    moment = time.monotonic()
+    trip.stored_at = moment
+    due = moment - trip.reported_at >= REPORT_SECONDS or trip.stage != (trip.reported or ("",))[0]
+    now_known = (trip.stage, trip.progress)
+    if not fresh and (now_known == trip.reported or not due):
+        trip.tail.commit()
+        return False
+    with transaction() as db:
+        if due and not jobs.report(db, trip.lease_id, stage=trip.stage, progress=trip.progress):
+            raise LeaseLost
+        if fresh and not events.append(db, trip.lease_id, trip.job, fresh):
+            raise LeaseLost
+    if due:
+        trip.reported, trip.reported_at = now_known, moment
+    trip.tail.commit()
+    for event in fresh:
+        if event["type"] == EventType.CHECKPOINT:
+            trip.store.add(event)
+    return bool(fresh)
+
+
+def notice(trip: Trip, event: dict[str, Any]) -> None:
+    """What a line means for the attempt. Hearing a line twice does no harm."""
+    data = event["data"]
+    moment = time.monotonic()
+    trip.longest_silence, trip.heard_at = max(trip.longest_silence, moment - trip.heard_at), moment
+    if event["type"] == EventType.STAGE and data.get("stage"):
+        trip.stage = str(data["stage"])[:100]
+        told = {k: data[k] for k in ("detail", "done", "total") if k in data}
+        trip.progress = {
+            k: v for k, v in trip.progress.items() if k not in ("detail", "done", "total")
+        } | told
+    elif event["type"] == EventType.STEP:
+        trip.progress = trip.progress | data | {"step": event["step"]}
+    elif event["type"] == EventType.ERROR:
+        trip.error = data
+
+
+# --- its end ----------------------------------------------------------------------------------------
+
+
+def circumstances(trip: Trip, memory_kills: int) -> Circumstances:
+    """What is known as the trainer has ended."""
+    said = last_lines(trip.folder / "output.log", 1)
+    return Circumstances(
+        asked=trip.asked,
+        error=trip.error,
+        zygote_died=not trip.machine.zygote_alive,
+        memory_kills=exits.memory_kills() - memory_kills,
+        said=said[-1] if said else "",
+    )
+
+
+def tell_output(trip: Trip) -> None:
+    """The last lines that the dead trainer printed, as log lines. Lines of the worker count down from -1."""
+    lines = []
+    for line in last_lines(trip.folder / "output.log", OUTPUT_LINES):
+        trip.notes -= 1
+        data = {"level": "error", "message": line}
+        lines.append({"seq": trip.notes, "at": time.time(), "type": "log", "step": None, "data": data})
+    persist(trip, lambda: tell(trip, lines))
+
+
+def tell(trip: Trip, lines: list[dict[str, Any]]) -> None:
+    """Stores lines of the worker's own."""
+    with transaction() as db:
+        if not events.append(db, trip.lease_id, trip.job, lines):
+            raise LeaseLost
+
+
+def finish(trip: Trip, ending: Ending, result: results.Result | None = None) -> None:
+    """Says what became of the attempt, with its results in the same transaction, and wakes who waited."""
+
+    def say() -> tuple[State | None, set[Slot]]:
+        with transaction() as db:
+            if jobs.held_job(db, trip.lease_id) is None:
+                return None, set()
+            known = result.record(db) if result else {}
+            jobs.report(db, trip.lease_id, progress=trip.progress)
+            state = jobs.finish(
+                db,
+                trip.lease_id,
+                ending.outcome,
+                reason_code=ending.reason_code,
+                reason=ending.reason,
+                param=ending.param,
+                **known,
+            )
+            return state, settling.woken_by(db, trip.job.id)
+
+    try:
+        state, woken = persist(trip, say)
+    except LeaseLost:
+        return
+    if state is None:
+        log.warning("The end of %s came too late: the lease was lost", trip.attempt.id)
+    for slot in woken:
+        trip.machine.look_soon(slot)
+        queue.wake(slot)
+
+
+def persist(trip: Trip, action: Callable[[], T]) -> T:
+    """Does it in the database, again and again while that is away. Raises LeaseLost after 15 minutes."""
+    while True:
+        try:
+            return action()
+        except AWAY:
+            log.warning("The database is away; the end of %s waits", trip.attempt.id)
+            if time.monotonic() - trip.renewed_at > OUT_OF_CONTACT_SECONDS:
+                raise LeaseLost from None
+            time.sleep(1.0)
