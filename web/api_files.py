@@ -9,7 +9,8 @@ from shared import datasets
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.tables import DatasetVersion, File, Ready
-from web import ranges, shapes, wire
+from web import shapes, wire
+from web.downloads import ranged
 
 api = Blueprint("api_files", __name__, url_prefix="/v1")
 FINDINGS = 100
@@ -81,7 +82,7 @@ def content(file_id: str) -> Response:
     """The bytes as they were uploaded or made; resumable by Range."""
     with transaction() as db:
         file = find(db, file_id)
-    return ranges.stored(file.key, size=file.bytes, filename=file.filename, etag=file.sha256)
+    return ranged(file.key, file.filename)
 
 
 @api.delete("/files/<file_id>")

@@ -62,6 +62,9 @@ def show() -> str:
         groups=groups,
         schemas=described["components"]["schemas"],
         fields=fields,
+        kind=kind,
+        body=body,
+        answer=answer,
         recipes=[(recipes.wire_name(recipe), recipe) for recipe in recipes.recipes().values()],
         address=settings().public_url.rstrip("/") + "/v1",
     )
@@ -90,6 +93,11 @@ def document() -> dict[str, Any]:
             "schemas": schemas(),
         },
     }
+
+
+def address(rule: Rule) -> str:
+    """The route as OpenAPI writes it."""
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
 
 
 def described(rule: Rule) -> dict[str, Any]:
@@ -229,6 +237,18 @@ def automatic(knob: dict[str, Any]) -> dict[str, Any]:
     more = {"default": knob["default"]} if "default" in knob else {}
     choices = plain.pop("anyOf", None) or [plain]
     return {"anyOf": [*choices, {"const": "auto"}]} | more
+
+
+def body(operation: dict[str, Any]) -> str:
+    """The shape that an operation takes, in a word."""
+    kinds = operation.get("requestBody", {}).get("content", {})
+    return next((kind(part["schema"]) if name.endswith("json") else name for name, part in kinds.items()), "")
+
+
+def answer(operation: dict[str, Any]) -> str:
+    """The shape that an operation answers with, in a word."""
+    kinds = operation["responses"]["200"]["content"]
+    return next(kind(part["schema"]) if name.endswith("json") else "bytes" for name, part in kinds.items())
 
 
 def fields(schema: dict[str, Any]) -> list[dict[str, Any]]:

@@ -48,13 +48,15 @@ def read(method: dict[str, Any] | None, hyperparameters: dict[str, Any] | None) 
     return Method(recipe, own, f"method.{kind}.hyperparameters.")
 
 
-def write(recipe_name: str | None, spec: dict[str, Any]) -> dict[str, Any]:
-    """A job's method: every knob with the value that counts, under our name and OpenAI's."""
+def write(recipe_name: str | None, spec: dict[str, Any], *, given: bool = False) -> dict[str, Any]:
+    """A job's method: every knob with the value that counts, under our name and OpenAI's; `given`: only
+    what was asked for, as it was.
+    """
     recipe = recipes.recipes().get(recipe_name or "")
     if recipe is None:
         return {"type": recipe_name or DEFAULT}
     kind = recipes.wire_name(recipe)
-    return {"type": kind, kind: {"hyperparameters": openai_names(recipe, spec) | spec}}
+    return {"type": kind, kind: {"hyperparameters": spec if given else openai_names(recipe, spec) | spec}}
 
 
 def openai_names(recipe: Recipe | None, spec: dict[str, Any]) -> dict[str, Any]:

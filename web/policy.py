@@ -98,6 +98,28 @@ POLICY: dict[str, Rule] = {
     "docs.show": GREETING,
     "docs.openapi": PUBLIC,
     # pages
+    "jobs.index": VIEWER,
+    "job_page.show": VIEWER,
+    "job_page.series": VIEWER,
+    "stream.follow": VIEWER,
+    "new_job.form": MEMBER,
+    "new_job.submit": MEMBER,
+    "jobs.cancel": MEMBER,
+    "jobs.pause": MEMBER,
+    "jobs.resume": MEMBER,
+    "jobs.retry": MEMBER,
+    "jobs.delete": OWNER,
+    "datasets.index": VIEWER,
+    "datasets.show": VIEWER,
+    "datasets.upload": MEMBER,
+    "datasets.delete": OWNER,
+    "downloads.open_link": PUBLIC,  # the link is signed
+    "downloads.checkpoint": VIEWER,
+    "downloads.checkpoint_file": VIEWER,
+    "downloads.merge": MEMBER,
+    "downloads.artifact": VIEWER,
+    "downloads.everything": VIEWER,
+    "downloads.uploaded": VIEWER,
 }
 
 

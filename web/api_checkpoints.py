@@ -1,0 +1,122 @@
+"""/v1/fine_tuning/jobs/{id}/checkpoints: what a job has stored, and its files."""
+
+from typing import Any, cast
+
+from flask import Blueprint, Response, g
+from sqlmodel import Session, col, select
+
+from shared import base_models, downloads, jobs, queue
+from shared.db import transaction
+from shared.errors import NotFound, Refused
+from shared.tables import Artifact, Checkpoint, Job, Kind, Ready, Role, Team
+from web import policy, shapes, wire
+from web.api_jobs import find as find_job
+from web.words import servable
+
+api = Blueprint("api_checkpoints", __name__, url_prefix="/v1")
+
+
+@api.get("/fine_tuning/jobs/<job_id>/checkpoints")
+@wire.operation(shapes.Page[shapes.JobCheckpoint], query=shapes.CheckpointsAsked)
+def index(job_id: str) -> Response:
+    """List a job's checkpoints, the last step first."""
+    asked = wire.query(shapes.CheckpointsAsked)
+    with transaction() as db:
+        job = find_job(db, job_id, Kind.TRAIN)
+        team = db.get_one(Team, g.caller.team_id)
+        wanted = stored(job)
+        if asked.after is not None:
+            wanted = wanted.where(Checkpoint.step < find(db, job, asked.after, param="after").step)
+        rows = db.exec(wanted.order_by(col(Checkpoint.step).desc()).limit(asked.limit + 1)).all()
+    return wire.listed([shape(row, job, team) for row in rows[: asked.limit]], len(rows) > asked.limit)
+
+
+@api.get("/fine_tuning/jobs/<job_id>/checkpoints/<path:checkpoint_id>/files")
+@wire.operation(shapes.CheckpointFiles, query=shapes.FormAsked)
+def files(job_id: str, checkpoint_id: str) -> Response:
+    """List a checkpoint's files with links to download them.
+
+    As trained: an adapter, or the full model. `form=merged` gives the full model for every job; it is
+    queued when first asked for and built then, so ask again until `x_status` is `ready`.
+    """
+    asked = wire.query(shapes.FormAsked)
+    with transaction() as db:
+        job = find_job(db, job_id, Kind.TRAIN)
+        checkpoint = find(db, job, checkpoint_id)
+        if asked.form is None or not checkpoint.adapter:
+            return wire.answer(as_trained(checkpoint))
+        artifact = merged(db, checkpoint)
+        if artifact is None:
+            policy.require(Role.MEMBER)
+            jobs.submit_export(db, checkpoint=checkpoint, form="merged", created_by=g.caller.user_id)
+    if artifact is None:
+        queue.wake("light")
+    return wire.answer(as_merged(artifact))
+
+
+def stored(job: Job) -> Any:
+    """The job's checkpoints that can be downloaded."""
+    return select(Checkpoint).where(Checkpoint.job_id == job.id, col(Checkpoint.deleted_at).is_(None))
+
+
+def find(db: Session, job: Job, name: str, param: str = "id") -> Checkpoint:
+    """The job's checkpoint by its id or its model name. Raises NotFound, Refused where it is a parameter."""
+    found = db.exec(stored(job).where(Checkpoint.id == name)).first()
+    if found is None and name.startswith("ft:"):
+        named = base_models.named_checkpoint(db, job.team_id, name)
+        found = named if named and named.job_id == job.id else None
+    if found is None and param != "id":
+        raise Refused(f"There is no object «{name}» in this list.", param=param)
+    if found is None:
+        raise NotFound("checkpoint", name)
+    return found
+
+
+def merged(db: Session, checkpoint: Checkpoint) -> Artifact | None:
+    """The newest try to make the merged model, if there was one."""
+    made = select(Artifact).where(Artifact.checkpoint_id == checkpoint.id, Artifact.form == "merged")
+    return db.exec(made.order_by(col(Artifact.id).desc())).first()
+
+
+def as_trained(checkpoint: Checkpoint) -> shapes.CheckpointFiles:
+    """The servable part as the trainer wrote it."""
+    return linked(f"{checkpoint.prefix}servable/", servable(checkpoint.manifest), checkpoint)
+
+
+def as_merged(artifact: Artifact | None) -> shapes.CheckpointFiles:
+    """The merged model, or how far it is."""
+    if artifact is None or artifact.state in (Ready.WAITING, Ready.BUILDING):
+        return shapes.CheckpointFiles(data=[], x_status="building")
+    if artifact.state == Ready.FAILED:
+        return shapes.CheckpointFiles(data=[], x_status="failed", x_error=artifact.error)
+    return linked(artifact.prefix or "", artifact.manifest, artifact)
+
+
+def linked(prefix: str, manifest: list[dict[str, Any]], of: Checkpoint | Artifact) -> shapes.CheckpointFiles:
+    """Files with a link each, and one link to all of them as a zip."""
+    found = [
+        shapes.CheckpointFile(
+            name=entry["name"],
+            bytes=entry["bytes"],
+            sha256=entry["sha256"],
+            url=downloads.link(prefix + entry["name"], entry["name"].rsplit("/", 1)[-1], of.team_id),
+        )
+        for entry in manifest
+    ]
+    entries = [(entry["name"], prefix + entry["name"]) for entry in manifest]
+    whole = downloads.zip_link(entries, f"{of.id}.zip", of.team_id) if entries else None
+    return shapes.CheckpointFiles(data=found, x_status="ready", x_zip=whole)
+
+
+def shape(row: Checkpoint, job: Job, team: Team) -> shapes.JobCheckpoint:
+    """A checkpoint on the wire."""
+    return shapes.JobCheckpoint(
+        id=row.id,
+        created_at=cast(int, wire.seconds(row.created_at)),
+        fine_tuned_model_checkpoint=base_models.name_of(row, job, team),
+        fine_tuning_job_id=job.id,
+        metrics={"step": row.step} | row.metrics,
+        step_number=row.step,
+        x_best=row.id == job.best_checkpoint_id,
+        x_bytes=row.bytes,
+    )
