@@ -71,7 +71,12 @@ def submit() -> Response | tuple[str, int] | str:
 
 def order_of(draft: Draft) -> Order:
     """The order that the form stands for."""
-    asked = {"recipe": draft.recipe.name, "model": draft.model, "hyperparameters": draft.knobs}
+    asked = {
+        "recipe": draft.recipe.name,
+        "model": draft.model,
+        "hyperparameters": draft.knobs,
+        "suffix": draft.name.strip(),
+    }
     return Order(
         team_id=g.caller.team_id,
         kind=Kind.TRAIN,

@@ -1,5 +1,6 @@
 """How numbers, sizes, times and states read on a page. Pure functions; `web.layout` makes them filters."""
 
+import json
 import math
 from datetime import UTC, datetime
 from typing import Any
@@ -8,15 +9,20 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400
 SIZES = ("bytes", "kB", "MB", "GB", "TB")
 
 
+def known(value: Any) -> bool:
+    """Whether it is a number; templates also ask about what a document does not have."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def count(value: float | None) -> str:
     """1234567 as «1,234,567»; nothing as a dash."""
-    return "–" if value is None else f"{round(value):,}"
+    return f"{round(value):,}" if known(value) else "–"
 
 
 def figure(value: Any) -> str:
     """A loss, a rate or a score with three significant digits."""
-    if value is None or isinstance(value, bool) or not isinstance(value, int | float):
-        return "–" if value is None else str(value)
+    if not known(value):
+        return "–"
     if not math.isfinite(value):
         return str(value)
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
@@ -42,7 +48,7 @@ def plain(value: Any) -> str:
 
 def size(value: float | None) -> str:
     """Bytes with a unit: 4100000 as «4.1 MB»."""
-    if value is None:
+    if value is None or not known(value):
         return "–"
     power = 0
     while value >= 1000 and power < len(SIZES) - 1:
@@ -52,7 +58,7 @@ def size(value: float | None) -> str:
 
 def span(seconds: float | None) -> str:
     """A duration: «12 m 04 s», «3 h 20 m», «2 d 4 h»."""
-    if seconds is None:
+    if seconds is None or not known(seconds):
         return "–"
     whole = max(0, int(seconds))
     if whole < MINUTE:
@@ -94,7 +100,7 @@ def iso(moment: datetime | None) -> str:
 
 def share(part: float | None, whole: float | None) -> int:
     """Whole per cent, 0 where it cannot be said."""
-    return min(100, int(100 * part / whole)) if part and whole else 0
+    return min(100, int(100 * part / whole)) if known(part) and known(whole) and part and whole else 0
 
 
 def short(text: Any, length: int = 300) -> str:
@@ -105,13 +111,57 @@ def short(text: Any, length: int = 300) -> str:
 
 def change(base: float | None, now: float | None) -> str:
     """How far a score moved: «−36 %» for losses and rates alike; empty where it cannot be said."""
-    if base is None or now is None or not base:
+    if not known(base) or not known(now) or not base:
         return ""
     percent = 100 * (now - base) / abs(base)
     sign = "+" if percent > 0 else "−" if percent < 0 else "±"
     return f"{sign}{abs(percent):.0f} %" if abs(percent) >= 1 else f"{sign}{abs(percent):.1f} %"
 
 
+def servable(manifest: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The files of a checkpoint that people download, named as in its folder."""
+    kept = [entry for entry in manifest if entry["name"].startswith("servable/")]
+    return [entry | {"name": entry["name"].removeprefix("servable/")} for entry in kept]
+
+
+def same(names: list[str]) -> list[tuple[str, str]]:
+    """Options whose value is their word."""
+    return [(name, name) for name in names]
+
+
+def pairs(rows: list[Any], value: str, word: str) -> list[tuple[str, str]]:
+    """Options from rows: one attribute is the value, another its word."""
+    return [(getattr(row, value), getattr(row, word)) for row in rows]
+
+
+def tuned_pairs(rows: list[tuple[Any, Any]]) -> list[tuple[str, str]]:
+    """Options from (checkpoint, its job)."""
+    return [(point.id, f"{job.name or job.id}, step {point.step:,}") for point, job in rows]
+
+
+def line(row: Any) -> str:
+    """A row as one line of JSONL."""
+    return json.dumps(row, ensure_ascii=False)
+
+
 FILTERS = {
-    f.__name__: f for f in (count, figure, plain, size, span, ago, absolute, iso, share, short, change)
+    f.__name__: f
+    for f in (
+        count,
+        figure,
+        plain,
+        size,
+        span,
+        ago,
+        absolute,
+        iso,
+        share,
+        short,
+        change,
+        servable,
+        same,
+        line,
+        pairs,
+        tuned_pairs,
+    )
 }

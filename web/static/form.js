@@ -55,5 +55,13 @@
     waiting = setTimeout(() => redraw(["quote"]), 350);
   });
 
+  form.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-fill]");
+    if (!button) return;
+    const input = document.getElementById(button.dataset.fill);
+    input.value = button.dataset.with;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+
   countChanged();
 })();

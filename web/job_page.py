@@ -1,0 +1,322 @@
+"""The job page: everything that is known about one job, read in a time that does not grow with it."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, render_template
+from sqlmodel import Session, col, select
+
+from shared import checkpoints, events, ranking
+from shared.db import transaction
+from shared.recipe import Recipe, recipes, wire_name
+from shared.settings import settings
+from shared.tables import (
+    ApiToken,
+    Artifact,
+    Attempt,
+    BaseModel,
+    Checkpoint,
+    Dataset,
+    DatasetVersion,
+    EventType,
+    Job,
+    JobDependency,
+    Kind,
+    Schedule,
+    State,
+    Transition,
+    User,
+    Worker,
+)
+from web.jobs import is_better, own
+
+pages = Blueprint("job_page", __name__)
+
+STAGES = {  # kind: ((word on the bar, the stages that it stands for), …)
+    Kind.TRAIN: (
+        ("Queued", ()),
+        ("Preparing", ("fetching", "preparing")),
+        ("Training", ("training",)),
+        ("Evaluating", ("evaluating",)),
+        ("Saving", ("saving", "packaging", "uploading")),
+        ("Done", ("done",)),
+    ),
+    Kind.INFER: (
+        ("Queued", ()),
+        ("Preparing", ("fetching", "preparing")),
+        ("Answering", ("answering", "evaluating", "training")),
+        ("Saving", ("saving", "packaging", "uploading")),
+        ("Done", ("done",)),
+    ),
+}
+OTHER_STAGES = (
+    ("Queued", ()),
+    ("Working", ("fetching", "preparing", "packaging", "training", "evaluating")),
+    ("Saving", ("saving", "uploading")),
+    ("Done", ("done",)),
+)
+ADVICE = {  # reason code: what to do
+    "out_of_memory": "Lower the batch size or «Longest row», or train a LoRA adapter, then retry.",
+    "diverged": "Lower the learning rate, by ten times at first, then start again.",
+    "disk_full": "Free some space on the worker's disk (`burnish doctor` shows it), then retry.",
+    "dependency_failed": "Open the job that it waited for; once that works, retry this one.",
+    "lost": "The worker went away. Check that one is running (Queue), then retry.",
+    "cancelled": "Its checkpoints are kept. Clone it to start again with other settings.",
+}
+PREVIEW_ROWS = 20
+
+
+@pages.get("/jobs/<job_id>")
+def show(job_id: str) -> str:
+    """One job, whole. A reload, another browser or a restart of every process shows the same."""
+    with transaction() as db:
+        job = own(db, job_id)
+        recipe = recipes().get(job.recipe or "")
+        stored = checkpoints.of(db, job.id)
+        return render_template(
+            "jobs/show.html",
+            job=job,
+            recipe=recipe,
+            stages=stage_bar(job),
+            advice=ADVICE.get(job.reason_code or ""),
+            scores=score_rows(job, recipe),
+            samples=sample_steps(events.samples(db, job.id)),
+            logs=events.logs(db, job.id),
+            curves=events.series(db, job.id, points=40) if job.kind is Kind.TRAIN else None,
+            speed=newest_step(db, job),
+            stored=stored,
+            merged=merged_of(db, stored),
+            artifacts=artifacts_of(db, job),
+            predictions=predictions(db, job),
+            timeline=timeline(db, job),
+            attempts=attempts_of(db, job),
+            waits_for=waits_for(db, job),
+            position=ranking.position(db, job) if job.state is State.QUEUED else None,
+            cursor=newest_cursor(db, job),
+            changed=changed_knobs(job, recipe),
+            **surroundings(db, job, recipe),
+        )
+
+
+@pages.get("/jobs/<job_id>/series.json")
+def series(job_id: str) -> Response:
+    """The curves of the charts: see `shared.events.series`."""
+    with transaction() as db:
+        return jsonify(events.series(db, own(db, job_id).id))
+
+
+def surroundings(db: Session, job: Job, recipe: Recipe | None) -> dict[str, Any]:
+    """The rows that the job names, and the API call that names them."""
+    version = db.get(DatasetVersion, job.dataset_version_id) if job.dataset_version_id else None
+    valid = db.get(DatasetVersion, job.valid_version_id) if job.valid_version_id else None
+    start = db.get(Checkpoint, job.checkpoint_id) if job.checkpoint_id else None
+    person = db.get(User, job.created_by) if job.created_by else None
+    return {
+        "version": version,
+        "dataset": db.get(Dataset, version.dataset_id) if version else None,
+        "valid": valid,
+        "valid_dataset": db.get(Dataset, valid.dataset_id) if valid else None,
+        "base": db.get(BaseModel, job.base_model_id) if job.base_model_id else None,
+        "start": start,
+        "start_job": db.get(Job, start.job_id) if start else None,
+        "schedule": db.get(Schedule, job.schedule_id) if job.schedule_id else None,
+        "who": person.email if person else "",
+        "call": as_api_call(job, recipe, version, valid),
+    }
+
+
+def stage_bar(job: Job) -> list[tuple[str, str]]:
+    """[(word, past | here | next | stopped | done)] from the state and the stage."""
+    steps = STAGES.get(job.kind, OTHER_STAGES)
+    here = next((n for n, (_, stages) in enumerate(steps) if job.stage in stages), 1)
+    if job.stage == "evaluating" and (job.progress.get("step") or 0) < (job.progress.get("total_steps") or 0):
+        here = 2  # between two stretches of training
+    if job.state is State.QUEUED:
+        here = 0
+    last = len(steps) - 1
+    if job.state is State.SUCCEEDED:
+        return [(word, "done" if n == last else "past") for n, (word, _) in enumerate(steps)]
+    if job.state in (State.FAILED, State.CANCELLED):
+        reached = 2 if job.progress.get("step") and len(steps) > 4 else 1 if job.started_at else 0
+        said = "Failed" if job.state is State.FAILED else "Cancelled"
+        return [(word, "past") for word, _ in steps[: reached + 1]] + [
+            (said, "stopped" if job.state is State.FAILED else "here-still")
+        ]
+    return [
+        (word, "past" if n < here else "here" if n == here else "next") for n, (word, _) in enumerate(steps)
+    ]
+
+
+def score_rows(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
+    """Base against tuned on the held-out rows, one line for each metric of the recipe."""
+    base, tuned = job.scores.get("base", {}), job.scores.get("tuned", {})
+    if recipe is None or not (base or tuned):
+        return []
+    return [
+        {
+            "metric": metric,
+            "base": base.get(metric.name),
+            "tuned": tuned.get(metric.name),
+            "better": is_better(metric, base.get(metric.name), tuned.get(metric.name)),
+        }
+        for metric in recipe.metrics
+        if metric.name in base or metric.name in tuned
+    ]
+
+
+def sample_steps(told: list[dict[str, Any]]) -> dict[str, Any]:
+    """`rows`: [{prompt, expected, base, answers: {step: answer}}] and the `steps` of the scrubber."""
+    if not told:
+        return {"rows": [], "steps": []}
+    first = told[0]
+    rows = [
+        {
+            "prompt": spoken(s.get("prompt")),
+            "expected": spoken(s.get("expected")),
+            "base": None,
+            "answers": {},
+        }
+        for s in first["samples"]
+    ]
+    for at in told:
+        for row, sample in zip(rows, at["samples"], strict=False):
+            if not at["step"]:
+                row["base"] = spoken(sample.get("answer"))
+            else:
+                row["answers"][at["step"]] = spoken(sample.get("answer"))
+    return {"rows": rows, "steps": [at["step"] for at in told if at["step"]]}
+
+
+def spoken(value: Any) -> str:
+    """Text, labels or messages as text."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in value)
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else str(value)
+
+
+def newest_step(db: Session, job: Job) -> dict[str, Any]:
+    """Speed and memory as last reported."""
+    last = events.newest(db, job.id, EventType.STEP)
+    return last[0].data if last else {}
+
+
+def newest_cursor(db: Session, job: Job) -> int:
+    """The event that this page already shows; the stream goes on after it."""
+    last = [found[0].id or 0 for kind in EventType if (found := events.newest(db, job.id, kind))]
+    return max(last, default=0)
+
+
+def merged_of(db: Session, stored: Sequence[Checkpoint]) -> dict[str, Artifact]:
+    """{checkpoint id: its merged model}, whatever its state; the newest where one has failed before."""
+    found = select(Artifact).where(
+        col(Artifact.checkpoint_id).in_([c.id for c in stored]), Artifact.form == "merged"
+    )
+    return {a.checkpoint_id or "": a for a in db.exec(found.order_by(col(Artifact.id)))}
+
+
+def artifacts_of(db: Session, job: Job) -> Sequence[Artifact]:
+    """What the job made besides checkpoints: metrics, predictions, a merged model."""
+    return db.exec(select(Artifact).where(Artifact.job_id == job.id).order_by(col(Artifact.id))).all()
+
+
+def predictions(db: Session, job: Job) -> list[dict[str, Any]]:
+    """The first lines of a batch's output; empty before it is there or while the store is away."""
+    from web.downloads import first_lines
+
+    if job.kind is not Kind.INFER or job.state is not State.SUCCEEDED:
+        return []
+    made = [a for a in artifacts_of(db, job) if a.form == "predictions"]
+    return [predicted(line) for line in first_lines(db, made[0], PREVIEW_ROWS)] if made else []
+
+
+def predicted(line: str) -> dict[str, Any]:
+    """One line of predictions, whichever shape it has: {row, input, output, error}."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return {"row": "", "output": line, "error": ""}
+    body = (told.get("response") or {}).get("body") or {}
+    output = told.get("output", body.get("output"))
+    if body.get("choices"):
+        output = body["choices"][0]["message"]["content"]
+    error = told.get("error") or body.get("error") or {}
+    return {
+        "row": told.get("row", told.get("custom_id", "")),
+        "output": spoken(output),
+        "error": error.get("message", "") if isinstance(error, dict) else str(error),
+    }
+
+
+def timeline(db: Session, job: Job) -> list[dict[str, Any]]:
+    """Every change of state with its actor in words, oldest first."""
+    lines = db.exec(select(Transition).where(Transition.job_id == job.id).order_by(col(Transition.id))).all()
+    actors = {line.actor for line in lines}
+    known: dict[str, str] = dict(db.exec(select(User.id, User.email).where(col(User.id).in_(actors))).all())
+    tokens = db.exec(select(ApiToken.id, ApiToken.name).where(col(ApiToken.id).in_(actors)))
+    known |= {token: f"token {name or token}" for token, name in tokens}
+    workers = db.exec(select(Worker.id, Worker.host).where(col(Worker.id).in_(actors)))
+    known |= {worker: f"worker on {host}" for worker, host in workers}
+    return [
+        {"at": line.at, "state": line.state, "who": known.get(line.actor, line.actor), "said": line.reason}
+        for line in lines
+    ]
+
+
+def attempts_of(db: Session, job: Job) -> Sequence[tuple[Attempt, str]]:
+    """[(attempt, the worker's host)], oldest first."""
+    tries = select(Attempt, Worker.host).join(Worker).where(Attempt.job_id == job.id)
+    return db.exec(tries.order_by(col(Attempt.number))).all()
+
+
+def waits_for(db: Session, job: Job) -> list[Job]:
+    """The unfinished jobs that it waits for."""
+    found = select(Job).join(JobDependency, col(JobDependency.waits_for_id) == Job.id)
+    return list(db.exec(found.where(JobDependency.job_id == job.id, Job.state != State.SUCCEEDED)).all())
+
+
+def changed_knobs(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
+    """Every knob of the spec with its title, and whether it differs from the recipe's default."""
+    if recipe is None:
+        return [{"name": k, "title": k, "value": v, "changed": False} for k, v in job.spec.items()]
+    fields = recipe.spec.model_fields
+    return [
+        {
+            "name": name,
+            "title": (fields[name].title if name in fields else None) or name,
+            "value": value,
+            "changed": name in fields and value != fields[name].default,
+        }
+        for name, value in job.spec.items()
+        if value is not None
+    ]
+
+
+def as_api_call(
+    job: Job, recipe: Recipe | None, version: DatasetVersion | None, valid: DatasetVersion | None
+) -> str:
+    """The curl command that makes this job again."""
+    if recipe is None or job.kind is not Kind.TRAIN:
+        return ""
+    kind = wire_name(recipe)
+    body = {
+        "model": job.checkpoint_id or job.base_model_id,
+        "training_file": version.file_id if version else None,
+        "validation_file": valid.file_id if valid else None,
+        "suffix": job.name or None,
+        "seed": job.seed,
+        "method": {
+            "type": kind,
+            kind: {"hyperparameters": {k: v for k, v in job.spec.items() if v is not None}},
+        },
+    }
+    told = json.dumps({k: v for k, v in body.items() if v is not None}, indent=2, ensure_ascii=False)
+    return (
+        f"curl {settings().public_url.rstrip('/')}/v1/fine_tuning/jobs \\\n"
+        '  -H "Authorization: Bearer $BURNISH_TOKEN" -H "Content-Type: application/json" \\\n'
+        "  -d @- <<'JSON'\n" + told + "\nJSON"
+    )

@@ -1,0 +1,148 @@
+"""Models: what training starts from, and what it has made."""
+
+from typing import Any
+
+from flask import Blueprint, flash, g, jsonify, redirect, render_template, request
+from sqlmodel import Session, col, select
+from werkzeug.wrappers import Response
+
+from shared import base_models, jobs, queue
+from shared.db import transaction
+from shared.errors import NotFound, Refused
+from shared.recipe import recipes
+from shared.settings import settings
+from shared.tables import BaseModel, Checkpoint, Job, Ready, Role, State, Team
+from web import policy
+
+pages = Blueprint("models", __name__)
+
+
+@pages.get("/models")
+def index() -> str:
+    """Base models, and the team's tuned models."""
+    return listed({}, "")
+
+
+def listed(wrong: dict[str, str], typed: str) -> str:
+    """The list, with what was wrong with an upload beside its field."""
+    with transaction() as db:
+        return render_template(
+            "models/index.html",
+            models=base_models.all_for(db, g.caller.team_id),
+            tuned=tuned(db),
+            good_for=good_for,
+            wrong=wrong,
+            typed=typed,
+            most=settings().max_upload_bytes,
+        )
+
+
+@pages.post("/models")
+def upload() -> Response | tuple[str, int] | tuple[Response, int]:
+    """Take a zip of a safetensors folder."""
+    title = request.form.get("name", "").strip()
+    scripted = request.accept_mimetypes.best == "application/json"
+    sent = request.files.get("file")
+    try:
+        if sent is None or not sent.filename:
+            raise Refused("Choose a zip of the model's folder first.", param="file", status=422)
+        model = base_models.upload(
+            team_id=g.caller.team_id,
+            stream=sent.stream,  # ty: ignore[invalid-argument-type] - a binary stream by another name
+            filename=sent.filename,
+            created_by=g.caller.user_id,
+            title=title,
+        )
+    except Refused as refusal:
+        field = refusal.param if refusal.param in ("name", "file") else "file"
+        if scripted:
+            return jsonify(message=refusal.message, field=field), refusal.status
+        return listed({field: refusal.message}, title), refusal.status
+    return jsonify(location=f"/models/{model.id}") if scripted else redirect(f"/models/{model.id}", 303)
+
+
+@pages.get("/models/<model_id>")
+def show(model_id: str) -> str:
+    """One base model: its facts, its files, and what was trained from it."""
+    with transaction() as db:
+        model = own(db, model_id)
+        return render_template(
+            "models/show.html",
+            model=model,
+            job=db.get(Job, model.import_job_id) if model.import_job_id else None,
+            good_for=good_for(model),
+            tuned=tuned(db, model.id),
+        )
+
+
+@pages.post("/models/<model_id>/import")
+def fetch(model_id: str) -> Response:
+    """Import it now, instead of when a job first needs it; or again, after a failure."""
+    with transaction() as db:
+        model = own(db, model_id)
+        if model.state in (Ready.READY, Ready.BUILDING):
+            return redirect(f"/models/{model_id}", 303)
+        job = jobs.submit_import(
+            db,
+            team_id=g.caller.team_id,
+            base_model_id=model.id,
+            file_id=file_of(model),
+            created_by=g.caller.user_id,
+        )
+    queue.wake(job.slot)
+    return redirect(f"/models/{model_id}", 303)
+
+
+@pages.post("/models/<model_id>/delete")
+def delete(model_id: str) -> Response:
+    """Take one of the team's own base models away."""
+    policy.require(Role.OWNER)
+    with transaction() as db:
+        model = own(db, model_id)
+        if model.team_id is None:
+            raise Refused("This base model is everybody's; it cannot be deleted.", status=403)
+        base_models.delete(db, model)
+    flash(f"«{model.title}» is deleted.", "good")
+    return redirect("/models", 303)
+
+
+def own(db: Session, model_id: str) -> BaseModel:
+    """A base model that the team may see. Raises NotFound."""
+    model = db.get(BaseModel, model_id)
+    if model is None or model.deleted_at or model.team_id not in (None, g.caller.team_id):
+        raise NotFound("model", model_id)
+    return model
+
+
+def file_of(model: BaseModel) -> str | None:
+    """The uploaded file behind it, if that is where it comes from."""
+    return model.source.removeprefix("file:") if model.source.startswith("file:") else None
+
+
+def good_for(model: BaseModel) -> list[Any]:
+    """The recipes that can start from it."""
+    heads = model.facts.get("heads", [])
+    return [recipe for recipe in recipes().values() if recipe.head in heads]
+
+
+def tuned(db: Session, base_model_id: str | None = None) -> list[dict[str, Any]]:
+    """The best checkpoint of each succeeded job, with the name by which the API calls it."""
+    found = (
+        select(Checkpoint, Job)
+        .join(Job, col(Job.best_checkpoint_id) == Checkpoint.id)
+        .where(Job.team_id == g.caller.team_id, Job.state == State.SUCCEEDED, col(Job.deleted_at).is_(None))
+        .where(col(Checkpoint.deleted_at).is_(None))
+    )
+    if base_model_id:
+        found = found.where(Job.base_model_id == base_model_id)
+    team = db.get_one(Team, g.caller.team_id)
+    known = recipes()
+    return [
+        {
+            "checkpoint": checkpoint,
+            "job": job,
+            "name": base_models.name_of(checkpoint, job, team),
+            "metric": known[job.recipe].metrics[0] if job.recipe in known else None,
+        }
+        for checkpoint, job in db.exec(found.order_by(col(Job.id).desc()).limit(100))
+    ]
