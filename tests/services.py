@@ -27,6 +27,7 @@ from shared.stack import (
 from shared.supervisor import Supervisor
 from shared.tables import Role, Team, Worker
 
+CACHED = type(settings)  # what lru_cache makes; asking anything else for its attributes may not be harmless
 SHORT = {"HEARTBEAT_SECONDS": "0.5", "LEASE_SECONDS": "3", "SWEEP_SECONDS": "1"}
 
 
@@ -52,7 +53,7 @@ def aim(environment: dict[str, str]) -> None:
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] in {"shared", "web", "worker"} and name != "shared.recipe":
             for value in list(vars(module).values()):
-                if hasattr(value, "cache_clear"):
+                if isinstance(value, CACHED):
                     value.cache_clear()
 
 
