@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
 
 from shared.errors import Refused
 from worker.engine import attempt as ends
@@ -22,6 +23,8 @@ from worker.engine.events import Events
 def run(folder: Path, stop: Stop | None = None) -> int:
     """Do the attempt in that folder and return its exit code; what went wrong is the last event."""
     stop = stop or Stop().listen()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     events = Events(folder)
     try:
         return do(Attempt.read(folder), events, stop)

@@ -52,7 +52,9 @@ def evaluate(recipe: Recipe, learner: Learner, held: HeldOut, budget: int, seed:
     declared = {metric.name for metric in recipe.metrics}
     if set(scores.metrics) != declared:
         raise TypeError(f"«{recipe.name}» declares the metrics {declared} and reports {set(scores.metrics)}.")
-    return scores
+    return Scores(
+        {metric.name: float(scores.metrics[metric.name]) for metric in recipe.metrics}, scores.detail
+    )
 
 
 def samples(recipe: Recipe, learner: Learner, held: HeldOut, seed: int) -> list[dict[str, Any]]:

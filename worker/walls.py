@@ -1,0 +1,115 @@
+"""The walls around a trainer: it runs code paths over files that strangers made, so it gets no network,
+no credentials, no way to outlive its supervisor and no way to gain rights.
+
+Everything here is libc by ctypes and is called between fork and the first line of the attempt.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+OOM_SCORE = 800  # when memory runs out the kernel ends the trainer, not the database
+
+# What a trainer may know of its surroundings; everything else stays with the supervisor.
+KEPT = {"PATH", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "HOME"}
+KEPT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_")
+SET = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
+# Libraries that start threads when they are imported would keep the zygote from forking.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def environment(surroundings: dict[str, str]) -> dict[str, str]:
+    """What of an environment a trainer gets: an allow-list, and switches that keep libraries offline."""
+    kept = {
+        name: value for name, value in surroundings.items() if name in KEPT or name.startswith(KEPT_PREFIXES)
+    }
+    return kept | SET | ONE_THREAD
+
+
+def die_with(parent: int) -> None:
+    """Be killed when the parent thread ends, however it ends; leave at once if it has ended already."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def confine(parent: int) -> None:
+    """Put the walls up around this process. It must have one thread."""
+    own_network()
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+    # A new user namespace is a change of credentials, which may take the death signal back.
+    die_with(parent)
+
+
+def own_network() -> bool:
+    """An empty network namespace: not even the loopback of this machine. False where it is not allowed."""
+    if os.geteuid() == 0 and libc.unshare(CLONE_NEWNET) == 0:
+        return True
+    user, group = os.geteuid(), os.getegid()
+    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
+        return False
+    with suppress(OSError):
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    return True
+
+
+def watch(pipe: int, then: Callable[[], None]) -> None:
+    """A thread that waits for the end of a pipe whose only writer is the supervisor, and calls `then`."""
+
+    def wait() -> None:
+        while os.read(pipe, 1):
+            pass
+        then()
+
+    threading.Thread(target=wait, name="watchdog", daemon=True).start()
+
+
+def end_group() -> None:
+    """End this process and everything that it started."""
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def sandbox_facts() -> dict[str, bool]:
+    """Which walls stand on this machine; tried out in a child."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, b"1" if own_network() else b"0")
+        os._exit(0)
+    os.close(writing)
+    answer = os.read(reading, 1)
+    os.close(reading)
+    os.waitpid(child, 0)
+    linux = sys.platform == "linux"
+    return {"network_namespace": answer == b"1", "no_new_privileges": linux, "dies_with_worker": linux}
