@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -371,8 +371,7 @@ class Up:
         self.supervisor.check()
 
     def stay(self) -> None:
-        """Look after the programs until a signal comes."""
-        with suppress(KeyboardInterrupt):
-            while True:
-                self.tend()
-                time.sleep(0.3)
+        """Look after the programs until a signal comes, which raises KeyboardInterrupt."""
+        while True:
+            self.tend()
+            time.sleep(0.3)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from contextlib import suppress
 from typing import NoReturn
 
 from shared.stack import Running, beat_command, home_folder, running, web_command, worker_command
@@ -16,8 +17,9 @@ def up(arguments: argparse.Namespace) -> int:
     """The whole stack, until a signal comes."""
     try:
         with running(home_folder(), port=port_of(arguments), host=arguments.host) as stack:
-            print(hint(), flush=True)
-            stack.stay()
+            with suppress(KeyboardInterrupt):
+                print(hint(), flush=True)
+                stack.stay()
     except Running as other:
         print(f"Burnish is already running at {other}")
     return 0
@@ -46,8 +48,9 @@ def demo(arguments: argparse.Namespace) -> int:
             good = show(stack.url, tend=stack.tend)
             if arguments.once:
                 return 0 if good else 1
-            print("The stack stays up. Ctrl-C stops it.", flush=True)
-            stack.stay()
+            with suppress(KeyboardInterrupt):
+                print("The stack stays up. Ctrl-C stops it.", flush=True)
+                stack.stay()
             return 0
     except Running as other:
         print(f"Burnish is already running at {other}")
