@@ -16,10 +16,10 @@ def port_of(arguments: argparse.Namespace) -> int:
 def up(arguments: argparse.Namespace) -> int:
     """The whole stack, until a signal comes."""
     try:
-        with running(home_folder(), port=port_of(arguments), host=arguments.host) as stack:
-            with suppress(KeyboardInterrupt):
-                print(hint(), flush=True)
-                stack.stay()
+        up_there = running(home_folder(), port=port_of(arguments), host=arguments.host)
+        with up_there as stack, suppress(KeyboardInterrupt):
+            print(hint(), flush=True)
+            stack.stay()
     except Running as other:
         print(f"Burnish is already running at {other}")
     return 0
