@@ -17,7 +17,7 @@ from shared import leases
 from shared.tables import Event, EventType, Job
 
 TOTAL_POINTS = 500
-A_BUCKET = 20  # events looked at for each bucket of a chart, so that its cost does not grow with history
+A_BUCKET = 100  # events looked at for each bucket of a chart, so that its cost does not grow with history
 LONGEST_MESSAGE = 8192
 CURVES = (
     "loss",
@@ -137,7 +137,7 @@ def thinned(db: Session, job_id: str, event_type: EventType, points: int, *, low
                    LATERAL (SELECT DISTINCT ON (step) step, id, data FROM (
                                 SELECT step, id, data FROM events
                                  WHERE job_id = :job AND type = :type AND step >= start AND step < start + width
-                                 ORDER BY step LIMIT :look) some
+                                 ORDER BY step LIMIT :look) few
                              ORDER BY step, id DESC) e
         ), ranked AS (
             SELECT step, data,
@@ -148,7 +148,7 @@ def thinned(db: Session, job_id: str, event_type: EventType, points: int, *, low
          WHERE low = 1 OR high = 1 OR step = first OR step = last
         UNION
         SELECT step, data FROM (SELECT step, data FROM events WHERE job_id = :job AND type = :type
-                                   AND step = (SELECT last FROM span) ORDER BY id DESC LIMIT 1) final
+                                   AND step = (SELECT last FROM span) ORDER BY id DESC LIMIT 1) ending
          ORDER BY step""")  # noqa: S608 - `lowest` is one of this file's expressions
     buckets = max(1, (points - 2) // 2)
     known = {"job": job_id, "type": event_type.value, "buckets": buckets, "look": A_BUCKET}
