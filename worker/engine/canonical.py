@@ -1,0 +1,262 @@
+"""A dataset's file → the canonical Parquet file: plain types, the row numbers of the user's file beside
+them, a few thousand rows in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shared.errors import Refused
+from shared.formats import COLUMNS, LINE, MIB, ROW, BadRow, Glance, quoted, rows
+from shared.recipe import Finding
+from worker.engine.shapes import Cast, Shape, column_type
+
+MOST_ROWS = 50_000_000
+BATCH_ROWS = 4096
+BATCH_BYTES = 8 * MIB
+TEMPORAL = (pa.types.is_temporal, pa.types.is_decimal)
+BYTES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_binary_view,
+)
+
+
+class Tell(Protocol):
+    """Hears how far the reading is."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+@dataclass
+class Canonical:
+    """What became of the file."""
+
+    rows: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+
+def from_text(file: BinaryIO, kind: Glance, path: Path, tell: Tell) -> Canonical:
+    """JSONL, CSV, TSV or text into Parquet. Raises BadRow and Refused."""
+    size = file.seek(0, 2)
+    casts: dict[str, Cast | None] = {}
+    made = Canonical()
+    if kind.format == "jsonl":
+        fields = []
+        for name, shape in shapes_of(file, kind, size, tell).items():
+            of, casts[name], note = column_type(shape)
+            fields.append(pa.field(name, of))
+            if note:
+                made.findings.append(Finding(f"«{name}» {note}", column=name, fatal=False))
+    else:
+        file.seek(0)
+        _, first = next(rows(file, kind), (0, {}))
+        fields = [pa.field(name, pa.string()) for name in first]
+    if not fields:
+        raise Refused(
+            "The file has no rows. Choose a file with at least one.", param="file", code="empty_file"
+        )
+    schema = pa.schema([pa.field(ROW, pa.int64()), *(pa.field(clean(f.name), f.type) for f in fields)])
+    check_names([f.name for f in fields])
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in batches(file, rows_from_start(file, kind)):
+            writer.write_batch(record_batch(batch, schema, [f.name for f in fields], casts))
+            made.rows = check_count(made.rows + len(batch))
+            tell(file.tell(), size)
+    return made
+
+
+def rows_from_start(file: BinaryIO, kind: Glance) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The file's rows from its beginning."""
+    file.seek(0)
+    return rows(file, kind)
+
+
+def shapes_of(file: BinaryIO, kind: Glance, size: int, tell: Tell) -> dict[str, Shape]:
+    """The shape of every column, in the order in which they first appear."""
+    shapes: dict[str, Shape] = {}
+    for number, (place, row) in enumerate(rows_from_start(file, kind)):
+        for name, value in row.items():
+            shapes.setdefault(name, Shape()).observe(value)
+        if len(shapes) > COLUMNS:
+            raise BadRow(
+                place,
+                f"Up to row {place} the rows have more than {COLUMNS} different fields. Give all rows the same.",
+            )
+        if number % BATCH_ROWS == 0:
+            tell(file.tell() // 2, size)
+    return shapes
+
+
+def batches(
+    file: BinaryIO, numbered: Iterable[tuple[int, dict[str, Any]]]
+) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Rows in lists of bounded count and bytes."""
+    batch: list[tuple[int, dict[str, Any]]] = []
+    start = 0
+    for numbered_row in numbered:
+        batch.append(numbered_row)
+        if len(batch) >= BATCH_ROWS or file.tell() - start > BATCH_BYTES:
+            yield batch
+            batch, start = [], file.tell()
+    if batch:
+        yield batch
+
+
+def record_batch(
+    batch: list[tuple[int, dict[str, Any]]],
+    schema: pa.Schema,
+    names: list[str],
+    casts: dict[str, Cast | None],
+) -> pa.RecordBatch:
+    """The rows as Arrow columns of the schema."""
+    columns = [pa.array([number for number, _ in batch], pa.int64())]
+    for name in names:
+        values: Iterable[Any] = (row.get(name) for _, row in batch)
+        if cast := casts.get(name):
+            values = map(cast, values)
+        columns.append(pa.array(list(values), schema.field(len(columns)).type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def from_parquet(source: Path, path: Path, tell: Tell) -> Canonical:
+    """A user's Parquet file into ours: plain types only, nothing that would be unpickled. Raises Refused."""
+    try:
+        file = pq.ParquetFile(source, arrow_extensions_enabled=False)
+    except (pa.ArrowException, OSError, ValueError) as wrong:
+        raise broken(wrong) from None
+    made = Canonical()
+    taken: dict[str, pa.DataType] = {}
+    for column in file.schema_arrow:
+        if target := plain_type(column.type):
+            taken[column.name] = target
+        else:
+            why = f"«{column.name}» holds {column.type}, which no recipe reads; the column is left out."
+            made.findings.append(Finding(why, column=column.name, fatal=False))
+    check_names(file.schema_arrow.names)
+    check_count(file.metadata.num_rows)
+    if not taken or not file.metadata.num_rows:
+        raise Refused("The Parquet file has no rows to learn from.", param="file", code="empty_file")
+    schema = pa.schema([pa.field(ROW, pa.int64()), *(pa.field(clean(n), of) for n, of in taken.items())])
+    try:
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for batch in file.iter_batches(rows_at_once(file), columns=list(taken)):
+                writer.write_batch(plain_batch(batch, schema, made.rows))
+                made.rows = check_count(made.rows + batch.num_rows)
+                tell(made.rows, file.metadata.num_rows)
+    except (pa.ArrowException, OSError) as wrong:
+        if isinstance(wrong, OSError) and wrong.errno:
+            raise  # this machine's disk
+        raise broken(wrong) from None
+    return made
+
+
+def broken(wrong: Exception) -> Refused:
+    """The refusal of a Parquet file that cannot be read."""
+    return Refused(
+        f"The Parquet file cannot be read: {quoted(str(wrong), 200)}. Write it again, or upload JSONL.",
+        param="file",
+        code="invalid_file_format",
+    )
+
+
+def rows_at_once(file: pq.ParquetFile) -> int:
+    """How many rows of this file make a batch of bounded size, by what it says of itself."""
+    groups = range(file.metadata.num_row_groups)
+    size = sum(file.metadata.row_group(n).total_byte_size for n in groups)
+    return max(1, min(1024, BATCH_BYTES * file.metadata.num_rows // max(size, 1)))
+
+
+def plain_batch(batch: pa.RecordBatch, schema: pa.Schema, before: int) -> pa.RecordBatch:
+    """The batch under our schema, with its row numbers. Raises BadRow for a huge cell."""
+    columns = [pa.array(range(before + 1, before + 1 + batch.num_rows), pa.int64())]
+    for column in batch.columns:
+        target = schema.field(len(columns)).type
+        plain = column.cast(target)
+        if plain.type == pa.string() and len(plain):
+            lengths = pc.call_function("binary_length", [plain])
+            if (pc.call_function("max", [lengths]).as_py() or 0) > LINE:
+                row = (
+                    before
+                    + 1
+                    + next(n for n, length in enumerate(lengths.to_pylist()) if (length or 0) > LINE)
+                )
+                raise BadRow(row, f"A cell of row {row} is larger than {LINE // MIB} MB. Split it.")
+        columns.append(plain)
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def plain_type(of: pa.DataType) -> pa.DataType | None:
+    """The plain type that a Parquet column becomes; None where it is left out (bytes, maps)."""
+    if isinstance(of, pa.BaseExtensionType):
+        return plain_type(of.storage_type)
+    if pa.types.is_dictionary(of):
+        return plain_type(of.value_type)
+    if pa.types.is_boolean(of):
+        return of
+    if pa.types.is_integer(of):
+        return pa.int64()
+    if pa.types.is_floating(of):
+        return pa.float64()
+    if any(test(of) for test in TEMPORAL) and not pa.types.is_duration(of):
+        return pa.string()
+    if any(test(of) for test in BYTES):
+        return None
+    return nested_type(of)
+
+
+def nested_type(of: pa.DataType) -> pa.DataType | None:
+    """The same for texts, lists and structs."""
+    if (
+        pa.types.is_string(of)
+        or pa.types.is_large_string(of)
+        or pa.types.is_string_view(of)
+        or pa.types.is_null(of)
+    ):
+        return pa.string()
+    if pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of):
+        item = plain_type(of.value_type)
+        return pa.list_(item) if item else None
+    if pa.types.is_struct(of) and of.num_fields:
+        fields = [(field.name, plain_type(field.type)) for field in of]
+        return pa.struct(fields) if all(inner for _, inner in fields) else None
+    return None
+
+
+def clean(name: str) -> str:
+    """A column's name without the blanks around it."""
+    return name.strip()
+
+
+def check_names(names: list[str]) -> None:
+    """Raises Refused for too many columns, and for names that are not usable or not unique."""
+    if len(names) > COLUMNS:
+        raise Refused(f"The file has {len(names)} columns; {COLUMNS} are the most.", param="file")
+    seen: set[str] = set()
+    for name in map(clean, names):
+        if not name or name == ROW or len(name) > 200 or not name.isprintable():
+            raise Refused(
+                f"«{quoted(name)}» cannot be a column's name. Rename it.", param="file", code="bad_column"
+            )
+        if name in seen:
+            raise Refused(
+                f"The column «{name}» occurs twice. Rename one.", param="file", code="duplicate_column"
+            )
+        seen.add(name)
+
+
+def check_count(count: int) -> int:
+    """The number of rows, where it is not too large. Raises Refused."""
+    if count > MOST_ROWS:
+        raise Refused(
+            f"The file has more than {MOST_ROWS:,} rows. Split it.", param="file", code="too_many_rows"
+        )
+    return count
