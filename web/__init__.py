@@ -8,11 +8,12 @@ from datetime import timedelta
 from importlib import import_module
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Flask, Response, current_app, g
+from flask import Blueprint, Flask, Response, current_app, g, request
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from shared import migrate
+from shared.errors import Refused
 from shared.settings import Settings, settings
 from web import accounts, faults, policy
 
@@ -89,6 +90,8 @@ def begin() -> None:
     """Number the request, so that an answer, a log line and a person's report can be joined."""
     g.request_id = f"req_{secrets.token_hex(12)}"
     g.started = time.monotonic()
+    if "\0" in request.path or b"%00" in request.query_string:
+        raise Refused("The address holds a NUL character.", code="invalid_value")
 
 
 def finish(response: Response) -> Response:

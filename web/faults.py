@@ -4,9 +4,9 @@ import logging
 
 from flask import Flask, Response, g, jsonify, make_response, render_template, request
 from flask_wtf.csrf import CSRFError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, SecurityError
 
 from shared.errors import Refused
 from shared.settings import settings
@@ -15,16 +15,6 @@ from web import policy
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 5
-HEADINGS = {
-    401: "Signed out",
-    403: "Not allowed",
-    404: "Not found",
-    410: "This link has ended",
-    413: "Too large",
-    429: "Too many tries",
-    500: "Something failed",
-    503: "Not available just now",
-}
 SENTENCES = {
     400: "The request could not be read.",
     404: "There is no such page, or it belongs to another team.",
@@ -39,7 +29,9 @@ def install(app: Flask) -> None:
     app.register_error_handler(Refused, refused)
     app.register_error_handler(CSRFError, forged)
     app.register_error_handler(RequestEntityTooLarge, too_large)
+    app.register_error_handler(SecurityError, strange_host)
     app.register_error_handler(HTTPException, http)
+    app.register_error_handler(DataError, cannot_be_stored)
     for away in (OperationalError, PoolTimeout, Away):
         app.register_error_handler(away, unavailable)
     app.register_error_handler(Exception, unexpected)
@@ -66,9 +58,25 @@ def forged(_: CSRFError) -> Response:
 
 def too_large(_: RequestEntityTooLarge) -> Response:
     """More bytes than MAX_UPLOAD_BYTES, or a form with too many fields."""
-    most = readable_size(settings().max_upload_bytes)
+    most = readable_size(
+        min(settings().max_upload_bytes, request.max_content_length or settings().max_upload_bytes)
+    )
+    return answer(f"This is too large: {most} are the most here.", 413, param="file", code="too_large")
+
+
+def strange_host(_: SecurityError) -> Response:
+    """A host name that is not PUBLIC_URL's: a page of another site may have been bent to this address."""
+    return Response(
+        "This server does not answer to that host name: PUBLIC_URL names its own.\n",
+        400,
+        mimetype="text/plain",
+    )
+
+
+def cannot_be_stored(_: DataError) -> Response:
+    """Text with a NUL, a number beyond the column's range: whatever the checks before it let through."""
     return answer(
-        f"This is too large: an upload may have {most} at most.", 413, param="file", code="too_large"
+        "Something in the request cannot be stored, such as a NUL character.", 400, code="invalid_value"
     )
 
 
@@ -112,7 +120,5 @@ def answer(
         response = jsonify({"error": body})
         response.status_code = status
         return response
-    heading = HEADINGS.get(status, "That did not work")
-    return make_response(
-        render_template("error.html", heading=heading, sentence=message, status=status), status
-    )
+    page = render_template("error.html", message=message, status=status, request_id=g.get("request_id", ""))
+    return make_response(page, status)

@@ -1,0 +1,45 @@
+"""A browser without a screen: Flask's test client that keeps cookies and sends the form's token."""
+
+import re
+from typing import Any
+
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from shared import sessions
+from shared.db import transaction
+from shared.tables import User
+from web.policy import SESSION_KEY
+
+TOKEN = re.compile(r'name="csrf_token" value="([^"]+)"')
+
+
+class Visitor:
+    """Somebody with a browser; signed in where a user is given."""
+
+    def __init__(self, app: Flask, user: User | None = None) -> None:
+        self.client: FlaskClient = app.test_client()
+        if user is not None:
+            with transaction() as db:
+                secret = sessions.begin(db, user.id)
+            with self.client.session_transaction() as cookie:
+                cookie[SESSION_KEY] = secret
+
+    def get(self, path: str, **more: Any) -> TestResponse:
+        """Load a page."""
+        return self.client.get(path, **more)
+
+    def token(self, page: str = "/password") -> str:
+        """The token of the first form on a page."""
+        found = TOKEN.search(self.get(page).text) or TOKEN.search(self.get("/sign-in").text)
+        assert found, f"no form on {page}"
+        return found[1]
+
+    def post(self, path: str, page: str = "/password", **fields: Any) -> TestResponse:
+        """Send a form, with the token of a page that has one."""
+        return self.client.post(path, data={"csrf_token": self.token(page)} | fields)
+
+    def sign_in(self, email: str, password: str, **more: Any) -> TestResponse:
+        """Through the door."""
+        return self.post("/sign-in", "/sign-in", email=email, password=password, **more)
