@@ -280,19 +280,20 @@ def waits_for(db: Session, job: Job) -> list[Job]:
 
 
 def changed_knobs(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
-    """Every knob of the spec with its title, and whether it differs from the recipe's default."""
-    if recipe is None:
-        return [{"name": k, "title": k, "value": v, "changed": False} for k, v in job.spec.items()]
-    fields = recipe.spec.model_fields
+    """Every knob of the spec in the recipe's order, with its title and whether it is not the default."""
+    fields = recipe.spec.model_fields if recipe and job.kind is Kind.TRAIN else {}
+    ordered = [name for name in fields if name in job.spec] + [
+        name for name in job.spec if name not in fields
+    ]
     return [
         {
             "name": name,
             "title": (fields[name].title if name in fields else None) or name,
-            "value": value,
-            "changed": name in fields and value != fields[name].default,
+            "value": job.spec[name],
+            "changed": name in fields and job.spec[name] != fields[name].default,
         }
-        for name, value in job.spec.items()
-        if value is not None
+        for name in ordered
+        if job.spec[name] not in (None, "", {})
     ]
 
 

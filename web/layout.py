@@ -28,7 +28,7 @@ def around() -> dict:
     """`rail()` for the layout, `me` who looks, `works` whether they may change things."""
     me = g.get("caller")
     works = bool(me and me.role in (Role.MEMBER, Role.OWNER))
-    return {"me": me, "works": works, "rail": rail, "places": PLACES, "recipe_title": recipe_title}
+    return {"me": me, "works": works, "rail": rail, "places": PLACES}
 
 
 def rail() -> dict:
@@ -54,6 +54,7 @@ def rail() -> dict:
         }
 
 
+@pages.app_template_global()
 def recipe_title(name: str | None) -> str:
     """A recipe's title, or its bare name where this release does not have it."""
     known = recipes().get(name or "")

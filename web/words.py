@@ -109,13 +109,16 @@ def short(text: Any, length: int = 300) -> str:
     return said if len(said) <= length else said[: length - 1] + "…"
 
 
-def change(base: float | None, now: float | None) -> str:
-    """How far a score moved: «−36 %» for losses and rates alike; empty where it cannot be said."""
-    if not known(base) or not known(now) or not base:
+def change(base: Any, now: Any, better: str = "lower") -> str:
+    """How far a score moved: in per cent for losses («−36 %»), by itself for shares («+0.08»)."""
+    if not known(base) or not known(now):
         return ""
-    percent = 100 * (now - base) / abs(base)
-    sign = "+" if percent > 0 else "−" if percent < 0 else "±"
-    return f"{sign}{abs(percent):.0f} %" if abs(percent) >= 1 else f"{sign}{abs(percent):.1f} %"
+    moved = now - base
+    sign = "+" if moved > 0 else "−" if moved < 0 else "±"
+    if better == "higher":
+        return f"{sign}{abs(moved):.2f}" if abs(moved) >= 0.01 else f"{sign}{abs(moved):.3f}"
+    percent = 100 * abs(moved) / abs(base) if base else 0
+    return f"{sign}{percent:.0f} %" if percent >= 1 else f"{sign}{percent:.1f} %"
 
 
 def servable(manifest: list[dict[str, Any]]) -> list[dict[str, Any]]:

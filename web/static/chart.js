@@ -3,6 +3,7 @@
 (() => {
   "use strict";
 
+  const HEIGHT = 318;
   const MOST = 4000; // points kept in memory; beyond, every second one goes
   let plot = null;
   let holder = null;
@@ -46,12 +47,12 @@
     plot?.destroy();
     const soft = colour("--text-soft");
     const line = colour("--line");
-    const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "12px system-ui, sans-serif" };
+    const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: `12px ${getComputedStyle(document.body).fontFamily}` };
     const trained = colour("--chart-train");
     const measured = colour("--chart-eval");
     plot = new uPlot({
       width: holder.clientWidth,
-      height: 226,
+      height: HEIGHT,
       cursor: { drag: { x: true, y: false } },
       scales: { x: { time: false }, y: { distr: asked("log") ? 3 : 1 } },
       axes: [{ ...axis, label: null }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : Number(tick.toPrecision(3)).toString())) }],
@@ -113,6 +114,6 @@
     document.addEventListener("change", (event) => event.target.matches("[data-chart]") && draw());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
     const chart = document.getElementById("chart");
-    if (chart) new ResizeObserver(() => plot && plot.width !== chart.clientWidth && plot.setSize({ width: chart.clientWidth, height: 226 })).observe(chart);
+    if (chart) new ResizeObserver(() => plot && plot.width !== chart.clientWidth && plot.setSize({ width: chart.clientWidth, height: HEIGHT })).observe(chart);
   });
 })();
