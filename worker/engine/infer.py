@@ -70,6 +70,9 @@ def answered(recipe: Recipe, learner: Learner, window: list[dict[str, Any]]) -> 
     lines: dict[int, dict[str, Any]] = {}
     asked: list[tuple[int, Item, Sampling]] = []
     for place, request in enumerate(window):
+        if "error" in request:  # it was wrong before it came here
+            lines[place] = {"row": request["row"], "error": request["error"]}
+            continue
         try:
             way = Sampling(**(request.get("sampling") or {}))
             asked.append((place, recipe.encode_input(request["input"], learner), way))
