@@ -195,6 +195,7 @@ class Learner:
     model: Any = None
     source: Path | None = None
     frozen: Any = None
+    packs: bool | None = None  # whether batches are packed; None: not tried yet
 
     @property
     def device(self) -> Any:
@@ -229,6 +230,7 @@ class Recipe:
     head: ClassVar[str]  # what a base model must offer: «causal_lm», «encoder»
     default_base_model: ClassVar[str]
     needs_reference: ClassVar[bool] = False  # `Learner.reference` is called in the loss
+    needs_facts: ClassVar[bool] = False  # only a checkpoint of its own can answer, no plain base model
 
     # Data, without torch: the web and the importer call these.
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
@@ -295,9 +297,9 @@ class Recipe:
 
     def load_model(self, learner: Learner, folder: Any) -> Any:
         """The weights in float32, as the base model or a full checkpoint has them."""
-        from transformers import AutoModelForCausalLM
+        from shared.learning.language_model import load
 
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", attn_implementation="sdpa")
+        return load(folder)
 
     def lora(self, learner: Learner) -> Any:
         """The adapter to attach where `spec.method` is lora."""

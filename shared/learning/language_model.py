@@ -2,30 +2,54 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
+from shared.learning import packing
 from shared.learning.batch import IGNORED, pad
+from shared.recipe import Learner
 
 
-def collate(items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
-    """`input_ids` and `attention_mask` [rows, length]; `places` and `targets` [answer tokens].
+def load(folder: Any) -> Any:
+    """A causal language model in float32, ready for packed batches where its architecture allows them."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", attn_implementation="sdpa")
+    return packing.prepare(model)
+
+
+def collate(items: list[dict[str, Any]], learner: Learner) -> dict[str, Any]:
+    """A packed batch, or a padded one where the model cannot be packed; see `answer_loss`.
 
     A token is predicted from the one before it, so the last answer token and all behind it are not
-    read. `places` counts through rows × length: found here, before the batch goes to a GPU, which
-    would have to stop for the answer.
+    read. `places` [answer tokens] counts through the rows laid end to end (or padded), `targets` are
+    the tokens that follow. They are found here, before the batch goes to a GPU, which would have to
+    stop for the answer.
     """
     import torch
 
-    shifted = []
+    sequences, places, targets = [], [], []
     for item in items:
-        labels = item["labels"]
-        last = max(place for place, label in enumerate(labels) if label != IGNORED)
-        shifted.append({"input_ids": item["input_ids"][:last], "labels": labels[1 : last + 1]})
-    batch = pad(shifted, tokenizer)
-    labels = batch.pop("labels").flatten()
-    batch["places"] = torch.nonzero(labels != IGNORED).flatten()
-    batch["targets"] = labels[batch["places"]]
-    return batch
+        answers = [place for place, label in enumerate(item["labels"]) if label != IGNORED and place > 0]
+        sequences.append(item["input_ids"][: answers[-1]])
+        places.append([place - 1 for place in answers])
+        targets += [item["labels"][place] for place in answers]
+    if packs(learner):
+        shared = packing.in_common(sequences, min(own[0] for own in places))
+        batch = packing.pack(sequences, shared)
+        starts = accumulate((len(sequence) - shared for sequence in sequences), initial=0)
+    else:
+        batch = pad([{"input_ids": sequence} for sequence in sequences], learner.tokenizer)
+        starts = (number * batch["input_ids"].shape[1] for number in range(len(items)))
+    flat = [start + place for start, own in zip(starts, places, strict=False) for place in own]
+    return batch | {"places": torch.tensor(flat), "targets": torch.tensor(targets)}
+
+
+def packs(learner: Learner) -> bool:
+    """Whether the model reads packed batches right; tried out once."""
+    if learner.packs is None:
+        learner.packs = packing.works(learner.model)
+    return learner.packs
 
 
 @contextmanager
@@ -48,8 +72,10 @@ def only(model: Any, places: Any) -> Generator[None]:
 
 def answer_logits(model: Any, batch: dict[str, Any]) -> Any:
     """Logits at the answers' tokens, [answer tokens, words], float32."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with only(model, batch["places"]):
+        if "layout_back" in batch:
+            return packing.call(model, batch).logits.float()
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         return model(**inputs, use_cache=False).logits.float()
 
 

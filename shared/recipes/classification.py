@@ -76,6 +76,7 @@ class Classification(Recipe):
     )
     head = "encoder"
     default_base_model = "minilm-l6-v2"
+    needs_facts = True
 
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
         """A text column and a label column by their usual names."""

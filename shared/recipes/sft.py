@@ -170,10 +170,10 @@ class SFT(Recipe):
         return len(item["input_ids"])
 
     def collate(self, items: list[Item], learner: Learner) -> Batch:
-        """Padded inputs, and where the answers' tokens are."""
+        """The rows packed, and where the answers' tokens are."""
         from shared.learning.language_model import collate
 
-        return collate(items, learner.tokenizer)
+        return collate(items, learner)
 
     def loss(self, learner: Learner, batch: Batch) -> Loss:
         """Cross-entropy of the answers' tokens."""

@@ -187,10 +187,7 @@ class Plan:
         return self.epoch[1][place]
 
     def shuffled(self, epoch: int) -> list[list[int]]:
-        """An epoch's batches: random rows, of like length within a batch, in random order.
-
-        The costliest batch of the first epoch comes first: what does not fit shows at once.
-        """
+        """An epoch's batches: random rows, of like length within a batch, in random order."""
         dice = random.Random(f"{self.seed}/{epoch}")
         order = list(range(len(self.places)))
         dice.shuffle(order)
@@ -199,10 +196,6 @@ class Plan:
             pool = sorted(order[start : start + POOL * self.batch_size], key=lambda n: self.lengths[n])
             batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
         dice.shuffle(batches)
-        if epoch == 0:
-            costs = [len(batch) * self.lengths[batch[-1]] for batch in batches]
-            costliest = costs.index(max(costs))
-            batches[0], batches[costliest] = batches[costliest], batches[0]
         return [[self.places[n] for n in batch] for batch in batches]
 
 

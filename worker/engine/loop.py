@@ -22,7 +22,7 @@ from worker.engine.attempt import DONE, STOPPED, Attempt, Diverged, Stop
 from worker.engine.data import portions
 from worker.engine.evaluation import evaluate, samples
 from worker.engine.events import Events
-from worker.engine.run import Run, prepare
+from worker.engine.run import Run, prepare, recompute
 from worker.engine.weights import autocast, is_adapter
 
 MOST_UNSTEADY = 3  # steps in a row without a finite loss
@@ -149,7 +149,7 @@ def make_room(run: Run, lengths: list[int], wrong: Exception) -> None:
         )
     elif not progress.checkpointing and hasattr(run.learner.model, "gradient_checkpointing_enable"):
         progress.checkpointing = True
-        run.learner.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(run.learner)
         run.events.log(
             "Memory ran out with single rows: gradient checkpointing is on, steps are slower.", "warn"
         )

@@ -125,8 +125,16 @@ def pick_up(run: Run, folder: Path) -> None:
     run.saved_step = run.progress.step
     checkpoint.restore_optimizer(folder, run.optimizer)
     if run.progress.checkpointing:
-        run.learner.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(run.learner)
     run.events.log(f"Going on from step {run.progress.step}.")
+
+
+def recompute(learner: Learner) -> None:
+    """Gradient checkpointing: layers are computed again in the backward pass, outside of the call that
+    knows the layout of a packed batch, so batches are padded from here on.
+    """
+    learner.model.gradient_checkpointing_enable({"use_reentrant": False})
+    learner.packs = False
 
 
 def describe(run: Run) -> None:
