@@ -14,31 +14,32 @@ SILENT_HEARTBEATS = 6
 
 
 def register(db: Session, worker: Worker) -> Worker:
-    """A worker that starts."""
+    """A worker that starts, or whose row is gone."""
     worker.started_at = worker.heartbeat_at = clock(db)
-    db.add(worker)
-    return worker
+    return db.merge(worker)
 
 
-def beat(db: Session, worker_id: str, note: str = "", sandbox: dict | None = None) -> bool:
-    """The worker's sign of life, with the reason why it claims nothing just now. True: it is to drain."""
-    worker = db.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).one()
+def beat(db: Session, worker_id: str, note: str = "") -> bool:
+    """The worker's sign of life, with the reason why it claims nothing just now; False: it has no row."""
+    worker = db.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).one_or_none()
+    if worker is None:
+        return False
     worker.heartbeat_at, worker.note, worker.stopped_at = clock(db), note, None
-    if sandbox is not None:
-        worker.sandbox = sandbox
-    return worker.draining_at is not None
+    return True
 
 
 def drain(db: Session, worker_id: str) -> None:
     """The worker takes no more jobs; its attempts checkpoint and are given back."""
-    worker = db.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).one()
-    worker.draining_at = worker.draining_at or clock(db)
+    worker = db.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).one_or_none()
+    if worker is not None:
+        worker.draining_at = worker.draining_at or clock(db)
 
 
 def stop(db: Session, worker_id: str) -> None:
     """The worker ends in order."""
-    worker = db.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).one()
-    worker.stopped_at = clock(db)
+    worker = db.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).one_or_none()
+    if worker is not None:
+        worker.stopped_at = clock(db)
 
 
 def alive(db: Session) -> Sequence[Worker]:

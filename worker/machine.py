@@ -54,6 +54,7 @@ class Machine:
         self.trips: dict[str, Trip] = {}
         self.zygote: Zygote | None = None
         self._zygote_ready = threading.Condition()
+        self._registering = threading.Lock()
         self._keeper = threading.Thread(target=self.keep, name="keeper", daemon=True)
         self._looks: list[threading.Thread] = []
 
@@ -86,7 +87,7 @@ class Machine:
             devices=self.devices,
             sandbox=sandbox_facts(),
         )
-        with transaction() as db:
+        with self._registering, transaction() as db:
             workers.register(db, row)
 
     def keep(self) -> None:
@@ -114,7 +115,9 @@ class Machine:
         short = free < DISK_FLOOR
         self.note = f"Only {free >> 20} MiB of disk are free; it takes no jobs." if short else ""
         with transaction() as db:
-            workers.beat(db, self.id, self.note)
+            known = workers.beat(db, self.id, self.note)
+        if not known:
+            self.register()
 
     def drain(self) -> None:
         """The process is to end: no more jobs; attempts checkpoint and are given back."""
@@ -154,13 +157,16 @@ class Machine:
             self._zygote_ready.notify_all()
 
     def fork(self, folder: Path) -> Trainer:
-        """A trainer for that attempt folder."""
+        """A trainer for that attempt folder. Raises OSError where no zygote can fork one."""
         with self._zygote_ready:
             self._zygote_ready.wait_for(lambda: self.zygote_alive, ZYGOTE_SECONDS)
             zygote = self.zygote
         if zygote is None:
             raise OSError("there is no zygote")
-        return zygote.fork(folder)
+        try:
+            return zygote.fork(folder)
+        except RuntimeError as refused:
+            raise OSError(str(refused)) from refused
 
     # --- looking for work ----------------------------------------------------------------------------
     def look(self, slot: Slot) -> bool:

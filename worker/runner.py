@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -114,7 +115,7 @@ def go(trip: Trip) -> None:
             code = watch(trip, trainer)
         finally:
             trainer.kill()
-        ending = exits.read(code, trip.job, circumstances(trip, memory_kills))
+        ending = exits.read(code, trip.job, circumstances(trip, trainer, memory_kills))
         if ending.outcome == Outcome.CRASHED:
             tell_output(trip)
         attend_store(trip)
@@ -178,7 +179,8 @@ def watch(trip: Trip, trainer: "Trainer") -> int:
     kill_at = float("inf")
     trip.heard_at = time.monotonic()
     while (code := trainer.poll()) is None:
-        trainer.wait(TURN_SECONDS)
+        with suppress(TimeoutError):
+            trainer.wait(TURN_SECONDS)
         beat(trip)
         if trip.asked is None and is_silent(trip):
             trip.asked = "hang"
@@ -282,13 +284,13 @@ def notice(trip: Trip, event: dict[str, Any]) -> None:
 # --- its end ----------------------------------------------------------------------------------------
 
 
-def circumstances(trip: Trip, memory_kills: int) -> Circumstances:
+def circumstances(trip: Trip, trainer: "Trainer", memory_kills: int) -> Circumstances:
     """What is known as the trainer has ended."""
     said = last_lines(trip.folder / "output.log", 1)
     return Circumstances(
         asked=trip.asked,
         error=trip.error,
-        zygote_died=not trip.machine.zygote_alive,
+        zygote_died=not trainer.zygote.alive,
         memory_kills=exits.memory_kills() - memory_kills,
         said=said[-1] if said else "",
     )

@@ -1,0 +1,208 @@
+"""What an attempt needs, brought to this machine and described in `attempt.json`."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlmodel import Session, select
+
+from shared import base_models, checkpoints, datasets, leases, orders, storage
+from shared import recipe as recipes
+from shared.db import transaction
+from shared.errors import Refused
+from shared.tables import (
+    BaseModel,
+    Checkpoint,
+    Dataset,
+    DatasetVersion,
+    File,
+    Job,
+    Kind,
+    Ready,
+    Team,
+)
+
+if TYPE_CHECKING:
+    from worker.machine import Machine
+    from worker.runner import Trip
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Start:
+    """The weights that an attempt starts from: a base model or a full checkpoint, and an adapter on it."""
+
+    base: BaseModel
+    full: Checkpoint | None
+    adapter: Checkpoint | None
+
+
+def brief(trip: "Trip") -> dict[str, Any]:
+    """The attempt's `attempt.json`, with everything that it names in place.
+
+    Raises Refused where the job cannot be done after all, storage.Away and storage.Corrupt.
+    """
+    job, machine = trip.job, trip.machine
+    common = {
+        "job": job.id,
+        "recipe": job.recipe,
+        "spec": job.spec,
+        "seed": job.seed,
+        "columns": job.columns,
+        "cache": str(machine.cache.prepared(job.team_id)),
+        "device": machine.device(job.slot, trip.index),
+        "threads": machine.threads,
+    }
+    if job.kind not in BRIEFS:
+        raise Refused(f"This worker cannot do jobs of the kind «{job.kind}».", param="kind")
+    return common | BRIEFS[job.kind](trip)
+
+
+def training(trip: "Trip") -> dict[str, Any]:
+    """Data, starting weights, and the newest checkpoint that is whole, if there is one."""
+    job, cache = trip.job, trip.machine.cache
+    recipe = recipes.get(job.recipe or "")
+    with transaction() as db:
+        start = start_of(db, job)
+        orders.require_head(recipe, start.base)
+        train = db.get_one(DatasetVersion, job.dataset_version_id)
+        valid = db.get(DatasetVersion, job.valid_version_id) if job.valid_version_id else None
+        columns = datasets.check(train, recipe, job.columns or None)
+        if valid is not None:
+            datasets.check(valid, recipe, columns)
+        facts = card(db, job, start.base, train)
+        stored = checkpoints.of(db, job.id)
+        if columns != job.columns and (own := leases.held_job(db, trip.lease_id)):
+            own.columns = columns
+    return {
+        "kind": "train",
+        "columns": columns,
+        "train": str(cache.dataset(train)),
+        "valid": str(cache.dataset(valid)) if valid else None,
+        "resume": newest_whole(stored, trip.folder / "resume"),
+        "card": facts,
+    } | weights(trip.machine, start)
+
+
+def newest_whole(stored: Any, folder: Path) -> str | None:
+    """The newest checkpoint whose bytes are those that were stored; from the beginning where there is none."""
+    for checkpoint in stored:
+        place = folder / f"step-{checkpoint.step:06d}"
+        try:
+            storage.get_folder(checkpoint.prefix, checkpoint.manifest, place)
+        except storage.Corrupt:
+            log.exception("The checkpoint %s cannot be resumed from; an older one is tried", checkpoint.id)
+            continue
+        return str(place)
+    return None
+
+
+def inference(trip: "Trip") -> dict[str, Any]:
+    """The requests as the engine reads them, and the weights that answer."""
+    job, folder = trip.job, trip.folder
+    recipe = recipes.get(job.recipe or "")
+    with transaction() as db:
+        start = start_of(db, job)
+        orders.require_head(recipe, start.base)
+        trained = (
+            db.get(Job, start_checkpoint.job_id)
+            if (start_checkpoint := start.adapter or start.full)
+            else None
+        )
+        version = db.get(DatasetVersion, job.dataset_version_id) if job.dataset_version_id else None
+        file = db.get(File, job.file_id) if job.file_id else None
+    requests = folder / "requests.jsonl"
+    write_requests(requests, [])
+    spec = trained.spec if trained else recipe.spec().model_dump(mode="json")
+    return {"kind": "infer", "spec": spec, "requests": str(requests)} | weights(trip.machine, start)
+
+
+def export(trip: "Trip") -> dict[str, Any]:
+    """The checkpoint to be given another form."""
+    job = trip.job
+    with transaction() as db:
+        start = start_of(db, job)
+        trained = db.get_one(Job, (start.adapter or start.full or no_checkpoint(job)).job_id)
+        facts = card(db, trained, start.base, db.get_one(DatasetVersion, trained.dataset_version_id))
+    form = job.asked.get("form", "merged")
+    return {"kind": "export", "form": form, "card": facts} | weights(trip.machine, start)
+
+
+def an_import(trip: "Trip") -> dict[str, Any]:
+    """The uploaded bytes, as they came."""
+    job, folder = trip.job, trip.folder
+    with transaction() as db:
+        file = db.get(File, job.file_id) if job.file_id else None
+        base = db.get(BaseModel, job.base_model_id) if job.base_model_id else None
+    if base is not None:
+        source = base_models.fetch_source(base, file, folder / "source")
+        return {
+            "kind": "import_base_model",
+            "source": str(source) if source else None,
+            "package": base_models.package_of(base),
+        }
+    if file is None:
+        raise Refused("The uploaded file is gone. Upload it again.", param="file")
+    source = folder / "source"
+    if storage.get(file.key, source) != file.sha256:
+        raise storage.Corrupt(f"{file.key} is not what was uploaded: its SHA-256 differs")
+    return {"kind": "import", "source": str(source), "filename": file.filename}
+
+
+BRIEFS: dict[Kind, Callable[["Trip"], dict[str, Any]]] = {
+    Kind.TRAIN: training,
+    Kind.INFER: inference,
+    Kind.EXPORT: export,
+    Kind.IMPORT: an_import,
+}
+
+
+def start_of(db: Session, job: Job) -> Start:
+    """What a job's weights are: an adapter belongs on what its own job started from, step by step back."""
+    base = db.get_one(BaseModel, job.base_model_id)
+    if base.state != Ready.READY:
+        raise Refused(f"The base model «{base.id}» is not there: {base.error or base.state}.", param="model")
+    checkpoint = db.get(Checkpoint, job.checkpoint_id) if job.checkpoint_id else None
+    if checkpoint is None or not checkpoint.adapter:
+        return Start(base, checkpoint, None)
+    below: Checkpoint | None = checkpoint
+    while below is not None and below.adapter:
+        came_from = db.exec(select(Job.checkpoint_id).where(Job.id == below.job_id)).first()
+        below = db.get(Checkpoint, came_from) if came_from else None
+    return Start(base, below, checkpoint)
+
+
+def weights(machine: "Machine", start: Start) -> dict[str, Any]:
+    """The folders of the starting weights, in the cache."""
+    cache = machine.cache
+    folder = cache.servable(start.full) if start.full else cache.base_model(start.base)
+    adapter = cache.servable(start.adapter) if start.adapter else None
+    return {"base_model": str(folder), "adapter": str(adapter) if adapter else None}
+
+
+def card(db: Session, job: Job, base: BaseModel, version: DatasetVersion) -> dict[str, Any]:
+    """What the model card tells of where the weights come from."""
+    return {
+        "job": job.id,
+        "name": job.name,
+        "base_model": base.id,
+        "licence": base.licence,
+        "dataset": f"{db.get_one(Dataset, version.dataset_id).name}, version {version.number}",
+        "team": db.get_one(Team, job.team_id).name,
+    }
+
+
+def write_requests(path: Path, requests: Any) -> None:
+    """The requests, one a line."""
+    with path.open("w", encoding="utf-8") as file:
+        for request in requests:
+            file.write(json.dumps(request, ensure_ascii=False) + "\n")
+
+
+def no_checkpoint(job: Job) -> Checkpoint:
+    """There must be one."""
+    raise Refused(f"The checkpoint of {job.id} is gone.", param="checkpoint")
