@@ -283,6 +283,7 @@ class Batch(Shape):
     error_file_id: str | None
     errors: BatchFaults | None
     request_counts: Counts
+    usage: dict[str, Any] | None
     metadata: Labels | None
     created_at: int
     in_progress_at: int | None
