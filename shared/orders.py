@@ -146,6 +146,11 @@ def accept_inference(db: Session, order: Order, job: Job, import_needed: ImportN
     base = use_model(db, accepted, order.model, import_needed)
     recipe = recipe_of_answers(db, order, job.checkpoint_id)
     require_head(recipe, base)
+    if recipe.needs_facts and job.checkpoint_id is None:
+        raise Refused(
+            f"«{order.model}» has not been trained for «{recipe.title}» yet. Choose a checkpoint of such a job.",
+            param="model",
+        )
     endpoint = order.asked.get("endpoint") or recipe.endpoint
     if endpoint != recipe.endpoint:
         raise Refused(f"«{order.model}» answers at {recipe.endpoint}, not at {endpoint}.", param="endpoint")

@@ -2,14 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlmodel import Session, select
 
-from shared import base_models, checkpoints, datasets, leases, orders, storage
+from shared import base_models, batches, checkpoints, datasets, leases, orders, storage
 from shared import recipe as recipes
 from shared.db import transaction
 from shared.errors import Refused
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from worker.runner import Trip
 
 log = logging.getLogger(__name__)
+
+REQUESTS = "requests.jsonl"  # in the attempt's folder
 
 
 @dataclass
@@ -103,22 +105,37 @@ def newest_whole(stored: Any, folder: Path) -> str | None:
 
 def inference(trip: "Trip") -> dict[str, Any]:
     """The requests as the engine reads them, and the weights that answer."""
-    job, folder = trip.job, trip.folder
+    job = trip.job
     recipe = recipes.get(job.recipe or "")
     with transaction() as db:
         start = start_of(db, job)
         orders.require_head(recipe, start.base)
-        trained = (
-            db.get(Job, start_checkpoint.job_id)
-            if (start_checkpoint := start.adapter or start.full)
-            else None
-        )
+        checkpoint = start.adapter or start.full
+        trained = db.get(Job, checkpoint.job_id) if checkpoint else None
         version = db.get(DatasetVersion, job.dataset_version_id) if job.dataset_version_id else None
         file = db.get(File, job.file_id) if job.file_id else None
-    requests = folder / "requests.jsonl"
-    write_requests(requests, [])
+    requests = trip.folder / REQUESTS
+    if version is not None:
+        datasets.check_ready(version)
+        given = job.spec["sampling"]
+        rows = batches.requests_from_dataset(
+            trip.machine.cache.dataset(version), recipe, job.columns or None, given
+        )
+        write_requests(requests, rows)
+    elif file is not None:
+        read_batch(file, job.spec["endpoint"], trip.folder / "batch.jsonl", requests)
     spec = trained.spec if trained else recipe.spec().model_dump(mode="json")
     return {"kind": "infer", "spec": spec, "requests": str(requests)} | weights(trip.machine, start)
+
+
+def read_batch(file: File, endpoint: str, source: Path, requests: Path) -> None:
+    """A batch file's lines as requests. Raises batches.BadBatch with every bad line."""
+    if storage.get(file.key, source) != file.sha256:
+        raise storage.Corrupt(f"{file.key} is not what was uploaded: its SHA-256 differs")
+    with source.open("rb") as lines:
+        reading = batches.read(lines, endpoint)
+        write_requests(requests, reading)
+    reading.check()
 
 
 def export(trip: "Trip") -> dict[str, Any]:
@@ -196,7 +213,7 @@ def card(db: Session, job: Job, base: BaseModel, version: DatasetVersion) -> dic
     }
 
 
-def write_requests(path: Path, requests: Any) -> None:
+def write_requests(path: Path, requests: Iterable[dict[str, Any]]) -> None:
     """The requests, one a line."""
     with path.open("w", encoding="utf-8") as file:
         for request in requests:

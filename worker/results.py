@@ -1,9 +1,9 @@
 """What an attempt leaves behind: stored first, then recorded in the transaction that ends it."""
 
 import csv
-import hashlib
 import io
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlmodel import Session, select
 
-from shared import base_models, checkpoints, datasets, events, storage
+from shared import base_models, batches, checkpoints, datasets, events, storage
 from shared import recipe as recipes
 from shared.db import transaction
 from shared.errors import Refused
 from shared.ids import new_id
-from shared.tables import Artifact, Event, EventType, File, Job, Kind, Outcome, Ready
+from shared.tables import Artifact, Event, EventType, File, Job, Kind, Outcome, Ready, Team
 from worker.exits import Ending
+from worker.fetching import REQUESTS
 
 if TYPE_CHECKING:
     from worker.runner import Trip
@@ -37,9 +38,17 @@ def collect(trip: "Trip", ending: Ending) -> Result:
     """Stores what the trainer made. Raises storage.Away; Refused where it left nothing to use."""
     if trip.job.kind == Kind.TRAIN:
         return trained(trip, ending)
+    if trip.job.kind == Kind.INFER and ending.outcome in (Outcome.SUCCEEDED, Outcome.CANCELLED):
+        return predicted(trip)
     if ending.outcome != Outcome.SUCCEEDED:
         return Result(lambda _: {})
     return COLLECTORS[trip.job.kind](trip)
+
+
+def refused(no: Refused) -> Result:
+    """What is told of an order that turned out to be impossible: every bad line of a batch file."""
+    problems = [problem.told() for problem in no.problems] if isinstance(no, batches.BadBatch) else []
+    return Result(lambda _: {"scores": {"errors": problems}} if problems else {})
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -49,15 +58,13 @@ def trained(trip: "Trip", ending: Ending) -> Result:
     """Best checkpoint, scores and, after a success, the metrics as a file."""
     job = trip.job
     recipe = recipes.get(job.recipe or "")
-    artifact = metrics_file(job, recipe) if ending.outcome == Outcome.SUCCEEDED else None
+    rows = [metrics_file(trip, recipe)] if ending.outcome == Outcome.SUCCEEDED else []
 
     def record(db: Session) -> dict[str, Any]:
         best = checkpoints.best(checkpoints.of(db, job.id), recipe)
         if best is None and ending.outcome == Outcome.SUCCEEDED:
             raise Refused("The training ended without a checkpoint.", code="no_checkpoint")
-        for row in artifact or ():
-            db.add(row)
-            db.flush()  # the artifact refers to the file
+        add_files(db, rows)
         return {
             "scores": scores(db, job, best.step if best else None),
             "trained_tokens": trip.progress.get("tokens"),
@@ -80,13 +87,14 @@ def scores(db: Session, job: Job, step: int | None) -> dict[str, Any]:
     }
 
 
-def metrics_file(job: Job, recipe: recipes.Recipe) -> tuple[File, Artifact]:
+def metrics_file(trip: "Trip", recipe: recipes.Recipe) -> tuple[File, Artifact]:
     """The curves as a stored CSV file, and the rows that name it."""
+    job, path = trip.job, trip.folder / "step_metrics.csv"
     with transaction() as db:
         curves = events.series(db, job.id, METRICS_ROWS)
-    data = metrics_csv(curves, [metric.name for metric in recipe.metrics]).encode()
+    path.write_text(metrics_csv(curves, [metric.name for metric in recipe.metrics]))
     artifact = Artifact(id=new_id("artifact-"), team_id=job.team_id, job_id=job.id, form="metrics")
-    return stored_file(job, artifact, data, "step_metrics.csv", "fine-tune-results")
+    return stored_file(job, artifact, path, path.name, "fine-tune-results")
 
 
 def metrics_csv(curves: dict[str, dict[str, list]], metrics: list[str]) -> str:
@@ -116,6 +124,40 @@ def metrics_csv(curves: dict[str, dict[str, list]], metrics: list[str]) -> str:
 
 
 # --- the other kinds --------------------------------------------------------------------------------
+
+
+def predicted(trip: "Trip") -> Result:
+    """The answers, and the errors of a batch file, as files to download; of a cancelled job those so far."""
+    job, folder = trip.job, trip.folder
+    output, errors = folder / "output.jsonl", folder / "errors.jsonl"
+    predictions = folder / "artifacts" / "predictions.jsonl"
+    counts = batches.write_results(folder / REQUESTS, predictions, output, errors, teller(job))
+    rows: list[tuple[File, Artifact]] = []
+    for form, path, wanted in (
+        ("predictions", output, counts.completed or not job.file_id),
+        ("errors", errors, counts.failed and job.file_id),
+    ):
+        if wanted:
+            artifact = Artifact(id=new_id("artifact-"), team_id=job.team_id, job_id=job.id, form=form)
+            rows.append(stored_file(job, artifact, path, f"{job.id}_{form}.jsonl", "batch_output"))
+
+    def record(db: Session) -> dict[str, Any]:
+        add_files(db, rows)
+        told = counts.told()
+        return {"scores": {"requests": told["request_counts"], "usage": told["usage"]}}
+
+    return Result(record)
+
+
+def teller(job: Job) -> batches.Teller:
+    """Who writes the answers' lines: OpenAI's for a batch file, plain ones for a dataset's rows."""
+    with transaction() as db:
+        found = base_models.find(db, job.team_id, job.checkpoint_id or job.base_model_id or "")
+        model = found.base_model.id
+        if checkpoint := found.checkpoint:
+            trained, team = db.get_one(Job, checkpoint.job_id), db.get_one(Team, job.team_id)
+            model = base_models.name_of(checkpoint, trained, team)
+    return batches.Teller(job.id, model, job.spec["endpoint"] if job.file_id else "", int(time.time()))
 
 
 def exported(trip: "Trip") -> Result:
@@ -169,30 +211,33 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def stored_file(
-    job: Job, artifact: Artifact, data: bytes, filename: str, purpose: str
+    job: Job, artifact: Artifact, path: Path, filename: str, purpose: str
 ) -> tuple[File, Artifact]:
     """Stores an artifact of one file, with a row for the API. The rows are not in the database yet."""
-    key = artifact_prefix(job, artifact.id) + filename
-    storage.put_bytes(key, data)
-    sha256 = hashlib.sha256(data).hexdigest()
+    prefix = artifact_prefix(job, artifact.id)
+    size, sha256 = path.stat().st_size, storage.sha256_of(path)
+    storage.put(prefix + filename, path)
     file = File(
         id=new_id("file-"),
         team_id=job.team_id,
         purpose=purpose,
         filename=filename,
-        bytes=len(data),
+        bytes=size,
         sha256=sha256,
-        key=key,
+        key=prefix + filename,
         status="processed",
     )
-    artifact.state, artifact.prefix, artifact.file_id = (
-        Ready.READY,
-        artifact_prefix(job, artifact.id),
-        file.id,
-    )
-    artifact.manifest = [{"name": filename, "bytes": len(data), "sha256": sha256}]
-    artifact.bytes = len(data)
+    artifact.state, artifact.prefix, artifact.file_id = Ready.READY, prefix, file.id
+    artifact.manifest, artifact.bytes = [{"name": filename, "bytes": size, "sha256": sha256}], size
     return file, artifact
+
+
+def add_files(db: Session, rows: list[tuple[File, Artifact]]) -> None:
+    """The rows of stored files, the file first, since the artifact refers to it. Safe to be repeated."""
+    for file, artifact in rows:
+        db.add(File(**file.model_dump()))
+        db.flush()
+        db.add(Artifact(**artifact.model_dump()))
 
 
 COLLECTORS: dict[Kind, Callable[["Trip"], Result]] = {Kind.EXPORT: exported, Kind.IMPORT: imported}

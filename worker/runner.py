@@ -126,7 +126,7 @@ def go(trip: Trip) -> None:
     except Asked:
         finish(trip, exits.ASKED[trip.asked or "drain"])
     except Refused as no:
-        finish(trip, Ending(Outcome.FAILED, no.code, no.message, no.param))
+        finish(trip, Ending(Outcome.FAILED, no.code, no.message, no.param), results.refused(no))
     except (storage.Away, storage.Corrupt, OSError) as away:
         log.exception("The attempt %s at %s is given back", trip.attempt.id, trip.job.id)
         finish(trip, Ending(Outcome.RELEASED, "infrastructure", f"The worker could not go on: {away}"))
