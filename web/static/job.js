@@ -49,6 +49,15 @@
     put("live-eta", data.eta_seconds ? ` · ${span(data.eta_seconds)} left` : "");
   }
 
+  // Reading, answering, packaging: so many of so many.
+  function onStage({ data }) {
+    const bar = document.getElementById("live-bar");
+    if (page().dataset.kind === "train" || !data.total || !bar) return false;
+    [bar.max, bar.value] = [data.total, data.done ?? 0];
+    put("live-step", `${whole(data.done ?? 0)} of ${whole(data.total)}`);
+    return (data.done ?? 0) > 0;
+  }
+
   function onLog({ id, at, type, data }) {
     const list = document.getElementById("log-lines");
     if (!list || list.querySelector(`[data-id="${id}"]`)) return;
@@ -77,6 +86,7 @@
   function onEvent(event) {
     cursor = Math.max(cursor, event.id);
     if (event.type === "step") onStep(event);
+    else if (event.type === "stage" && onStage(event)) return;
     else if (event.type === "log" || event.type === "error") onLog(event);
     else {
       if (event.type === "eval" && event.data.metrics) window.burnishChart?.measure(event.step ?? 0, event.data.metrics.loss);
