@@ -10,6 +10,7 @@ import ctypes
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -101,15 +102,20 @@ def end_group() -> None:
 
 
 def sandbox_facts() -> dict[str, bool]:
-    """Which walls stand on this machine; tried out in a child."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(writing, b"1" if own_network() else b"0")
-        os._exit(0)
-    os.close(writing)
-    answer = os.read(reading, 1)
-    os.close(reading)
-    os.waitpid(child, 0)
+    """Which walls stand on this machine; tried out in a process of its own."""
+    tried = subprocess.run(
+        [sys.executable, "-m", "worker.walls"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        check=False,
+    )
     linux = sys.platform == "linux"
-    return {"network_namespace": answer == b"1", "no_new_privileges": linux, "dies_with_worker": linux}
+    return {
+        "network_namespace": tried.stdout.strip() == b"True",
+        "no_new_privileges": linux,
+        "dies_with_worker": linux,
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(str(own_network()))

@@ -111,7 +111,7 @@ class Zygote:
         return not self.gone and self.process.poll() is None
 
     def fork(self, folder: Path, timeout: float = 120) -> Trainer:
-        """A trainer for the attempt in `folder`. Raises RuntimeError if the zygote is dead or refuses."""
+        """A trainer for the attempt in `folder`. Raises OSError if the zygote is dead or refuses."""
         with self.lock:
             try:
                 self.channel.send(json.dumps({"fork": str(folder.resolve())}).encode())
@@ -121,10 +121,10 @@ class Zygote:
             while not self.answers and not self.gone and time.monotonic() < deadline:
                 self.receive(0.1)
             if not self.answers:
-                raise RuntimeError("The zygote is gone." if self.gone else "The zygote does not answer.")
+                raise OSError("The zygote is gone." if self.gone else "The zygote does not answer.")
             answer = self.answers.pop()
         if "refused" in answer:
-            raise RuntimeError(answer["refused"])
+            raise OSError(answer["refused"])
         return Trainer(self, answer["forked"])
 
     def code(self, pid: int) -> int | None:

@@ -208,7 +208,7 @@ class SFT(Recipe):
             conversation = self.input({"messages": chat.messages(given["messages"])})["messages"]
         else:
             conversation = exchange(given)[:1]
-        if not any(one["role"] == "user" for one in conversation):
+        if not conversation or conversation[-1]["role"] != "user" or not conversation[-1]["content"].strip():
             raise Refused("There is no user message to answer.", param="messages")
         text = chat.render(introduced(conversation, learner), learner.tokenizer, ask=True)
         ids = learner.tokenizer(text, add_special_tokens=False)["input_ids"]

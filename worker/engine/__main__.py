@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ def run(folder: Path, stop: Stop | None = None) -> int:
     stop = stop or Stop().listen()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    # peft still asks by the old name.
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
     events = Events(folder)
     try:
         return do(Attempt.read(folder), events, stop)

@@ -59,7 +59,7 @@ def go(run: Run, stop: Stop) -> int:
             judge(run)
             if progress.step < total:
                 events.stage("training", done=progress.step, total=total)
-        if progress.step in save_at or overdue(run):
+        if progress.step in save_at or overdue(run) or worth_keeping(run):
             save(run)
     events.stage("saving")
     save(run)
@@ -219,13 +219,23 @@ def judge(run: Run) -> None:
 
 def remember(run: Run) -> None:
     """Whether this evaluation is the best so far, by the recipe's first metric."""
-    progress, first = run.progress, run.recipe.metrics[0]
-    value = progress.metrics[first.name]
-    sign = 1 if first.better == "higher" else -1
-    if math.isfinite(value) and (progress.best is None or sign * value > sign * progress.best):
-        progress.best, progress.best_step, progress.worse = value, progress.step, 0
+    progress = run.progress
+    if better(run, progress.best):
+        progress.best, progress.best_step, progress.worse = first_metric(run), progress.step, 0
     else:
         progress.worse += 1
+
+
+def first_metric(run: Run) -> float:
+    """The last evaluation's value of the metric that picks the best."""
+    return run.progress.metrics[run.recipe.metrics[0].name]
+
+
+def better(run: Run, than: float | None) -> bool:
+    """Whether the last evaluation beats that value."""
+    value = first_metric(run)
+    sign = 1 if run.recipe.metrics[0].better == "higher" else -1
+    return math.isfinite(value) and (than is None or sign * value > sign * than)
 
 
 def patience_is_over(run: Run) -> bool:
@@ -238,6 +248,11 @@ def patience_is_over(run: Run) -> bool:
         f"was not beaten by {run.progress.worse} evaluations."
     )
     return True
+
+
+def worth_keeping(run: Run) -> bool:
+    """Whether this is the best so far and the training may end early, so that later ones are worse."""
+    return run.learner.spec.patience is not None and run.progress.best_step == run.progress.step
 
 
 def overdue(run: Run) -> bool:
@@ -259,6 +274,9 @@ def save(run: Run) -> None:
         return
     judged = progress.judged_at == progress.step and run.held is not None
     metrics = progress.metrics if judged else {}
+    best = judged and better(run, progress.best_saved)
+    if best:
+        progress.best_saved = first_metric(run)
     train_loss = progress.loss_sum / progress.loss_weight if progress.loss_weight else None
     name, step, epoch = f"step-{progress.step:06d}", progress.step, progress.step / run.plan.per_epoch
     progress.loss_sum = progress.loss_weight = 0.0
@@ -283,7 +301,7 @@ def save(run: Run) -> None:
         "train_loss": train_loss,
         "epoch": epoch,
         "adapter": is_adapter(run.learner.model),
-        "best": judged and progress.best_step == step,
+        "best": best,
     }
     run.writer.write(snapshot, lambda: run.events.write("checkpoint", data, step))
     run.saved_step, run.saved_at = step, time.monotonic()

@@ -32,7 +32,8 @@ class Progress:
     loss_weight: float = 0.0
     judged_at: int = -1  # the step of the last evaluation
     metrics: dict[str, float] = field(default_factory=dict)  # its result
-    best: float | None = None
+    best: float | None = None  # of the evaluations, by the first metric
+    best_saved: float | None = None  # of the checkpoints
     best_step: int | None = None
     worse: int = 0  # evaluations since the best
     unsteady: int = 0  # steps in a row whose loss or gradient was not finite

@@ -63,6 +63,7 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, *, train: bool) -> 
     elif train and lora:
         learner.model = get_peft_model(learner.model, recipe.lora(learner))
     place(learner, device(attempt), train=train, lora=lora)
+    learner.model.train(train)
 
 
 def place(learner: Learner, where: torch.device, *, train: bool, lora: bool) -> None:
@@ -110,5 +111,4 @@ def reopened(attempt: Attempt, recipe: Recipe) -> Learner:
         )
     learner.tokenizer = recipe.load_tokenizer(source(attempt), [], spec)
     load(recipe, learner, attempt, train=False)
-    learner.model.eval()
     return learner

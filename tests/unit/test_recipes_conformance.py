@@ -1,0 +1,179 @@
+"""What every file in the folder of recipes must keep; a new one is tested by being there."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.recipe import Recipe, Sampling, get, recipes, resolve, wire_name
+from tests.attempts import TINY, checkpoints, events, parquet, run_here, tensors, write_attempt
+from worker.zygote import Zygote
+
+EVERY = pytest.mark.parametrize("recipe", recipes().values(), ids=lambda recipe: recipe.name)
+DRAWABLE = {"string", "integer", "number", "boolean", "null"}
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Generator[Zygote]:
+    """A process that forks trainers."""
+    zygote = Zygote.start()
+    yield zygote
+    zygote.stop()
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny base model of each kind."""
+    folder = tmp_path_factory.mktemp("bases")
+    return {head: make(folder / head) for head, make in TINY.items()}
+
+
+@pytest.fixture
+def fields(recipe: Recipe, bases: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+    """What an attempt at training the recipe on its own example needs."""
+    rows = parquet(tmp_path / "rows.parquet", recipe.example)
+    spec = recipe.spec(epochs=4, batch_size=4, valid_fraction=0.25, max_length=96)
+    return {
+        "recipe": recipe.name,
+        "spec": spec.model_dump(),
+        "columns": recipe.recognise(recipe.example[0]),
+        "base_model": bases[recipe.head],
+        "train": rows,
+    }
+
+
+@EVERY
+def test_the_example_fits_the_recipe(recipe: Recipe):
+    columns = recipe.recognise(recipe.example[0])
+    assert columns is not None
+    assert recipe.check(recipe.example, columns) == []
+    assert set(columns) <= {column.name for column in recipe.columns}
+
+
+@EVERY
+def test_a_form_can_draw_the_spec(recipe: Recipe):
+    for name, told in recipe.spec.model_json_schema()["properties"].items():
+        kinds = {one["type"] for one in told.get("anyOf", [told])}
+        assert kinds <= DRAWABLE, name
+        assert told["title"], name
+        assert told.get("advanced") in (True, False), name
+    values = recipe.spec().model_dump()
+    assert resolve(recipe, values).model_dump() == values
+
+
+@EVERY
+def test_it_is_found_by_its_name_and_its_name_on_the_wire(recipe: Recipe):
+    assert get(recipe.name) is recipe
+    assert get(wire_name(recipe)) is recipe
+
+
+def test_recipes_load_no_training_library():
+    code = (
+        "import sys; from shared.recipe import recipes; recipes();"
+        "print([name for name in ('torch', 'transformers', 'peft', 'numpy', 'sklearn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@EVERY
+def test_it_trains_and_reports_its_declared_metrics(recipe: Recipe, fields: dict[str, Any], tmp_path: Path):
+    folder = write_attempt(tmp_path / "attempt", **fields)
+    assert run_here(folder) == 0, events(folder, "error")
+    judged = events(folder, "eval")
+    assert [judged[0]["data"]["which"], judged[-1]["data"]["which"]] == ["base", "tuned"]
+    for event in judged:
+        assert list(event["data"]["metrics"]) == [metric.name for metric in recipe.metrics]
+        assert all(math.isfinite(value) for value in event["data"]["metrics"].values())
+    assert [event["seq"] for event in events(folder)] == list(range(1, len(events(folder)) + 1))
+    steps = events(folder, "step")
+    assert steps[-1]["step"] == steps[-1]["data"]["total_steps"]
+    assert {
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens",
+        "tokens_per_second",
+        "epoch",
+        "eta_seconds",
+    } <= set(steps[-1]["data"])
+    for event, path in zip(events(folder, "checkpoint"), checkpoints(folder), strict=True):
+        assert event["data"]["name"] == path.name
+        assert json.loads((path / "servable" / "burnish.json").read_text())["recipe"] == wire_name(recipe)
+        assert (path / "servable" / "README.md").read_text().startswith("---")
+    assert any(event["data"]["best"] for event in events(folder, "checkpoint"))
+
+
+@EVERY
+def test_a_resumed_training_ends_like_an_uninterrupted_one(
+    recipe: Recipe, fields: dict[str, Any], tmp_path: Path
+):
+    whole = write_attempt(tmp_path / "whole", **fields)
+    assert run_here(whole) == 0
+    first, *_, last = checkpoints(whole)
+    resumed = write_attempt(tmp_path / "resumed", **fields, resume=first)
+    assert run_here(resumed) == 0
+    assert tensors(checkpoints(resumed)[-1]) == tensors(last)
+    final = [events(folder, "eval")[-1]["data"]["metrics"] for folder in (whole, resumed)]
+    assert final[0] == final[1]
+
+
+@EVERY
+def test_a_stopped_training_goes_on_bit_for_bit(
+    recipe: Recipe, fields: dict[str, Any], tmp_path: Path, zygote: Zygote
+):
+    fields["spec"] |= {"epochs": 100, "max_steps": 100}
+    whole = write_attempt(tmp_path / "whole", **fields)
+    assert zygote.fork(whole).wait(120) == 0
+    stopped = write_attempt(tmp_path / "stopped", **fields)
+    trainer = zygote.fork(stopped)
+    deadline = time.monotonic() + 60
+    while not events(stopped, "step") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    trainer.terminate()
+    assert trainer.wait(60) == 75
+    saved = checkpoints(stopped)[-1]
+    assert 0 < int(saved.name.removeprefix("step-")) < 100
+    resumed = write_attempt(tmp_path / "resumed", **fields, resume=saved)
+    assert zygote.fork(resumed).wait(120) == 0
+    assert tensors(checkpoints(resumed)[-1]) == tensors(checkpoints(whole)[-1])
+
+
+@EVERY
+def test_its_checkpoint_answers(recipe: Recipe, fields: dict[str, Any], tmp_path: Path):
+    trained = write_attempt(tmp_path / "trained", **fields)
+    assert run_here(trained) == 0
+    servable = checkpoints(trained)[-1] / "servable"
+    adapted = (servable / "adapter_config.json").exists()
+    rows = [recipe.canonical(row, fields["columns"]) for row in recipe.example]
+    requests = [
+        {"row": number, "input": recipe.input(row), "sampling": vars(Sampling(max_tokens=5))}
+        for number, row in enumerate(rows)
+    ]
+    asked = tmp_path / "requests.jsonl"
+    asked.write_text("\n".join(json.dumps(one) for one in [*requests, {"row": 99, "input": {}}]))
+    given = {
+        "kind": "infer",
+        "recipe": recipe.name,
+        "requests": asked,
+        "base_model": fields["base_model"] if adapted else servable,
+        "adapter": servable if adapted else None,
+    }
+    folder = write_attempt(tmp_path / "answers", **given)
+    assert run_here(folder) == 0, events(folder, "error")
+    path = folder / "artifacts" / "predictions.jsonl"
+    lines = path.read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [one["row"] for one in answers] == [one["row"] for one in requests] + [99]
+    assert all(one["output"] for one in answers[:-1])
+    assert answers[-1]["error"]["message"].endswith(".")
+
+    path.write_text("\n".join(lines[:3]) + '\n{"row": 3, "outp')
+    assert run_here(folder) == 0
+    assert path.read_text().splitlines() == lines, "an interrupted inference goes on where it stopped"
