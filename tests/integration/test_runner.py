@@ -1,6 +1,8 @@
 """An attempt from start to end, in this process, with a real trainer and tiny models."""
 
 import hashlib
+import io
+import json
 import os
 import signal
 import subprocess
@@ -11,12 +13,26 @@ import time
 import pytest
 from sqlmodel import col, select
 
-from shared import checkpoints, events, jobs, storage
+from shared import checkpoints, datasets, events, jobs, storage
 from shared.db import transaction
 from shared.jobs import Order
 from shared.settings import settings
-from shared.tables import Artifact, Attempt, Event, EventType, File, Job, Outcome, Slot, State
-from tests.factories import a_base_model, a_dataset, a_team, tiny_causal_lm
+from shared.tables import (
+    FINAL,
+    Artifact,
+    Attempt,
+    DatasetVersion,
+    Event,
+    EventType,
+    File,
+    Job,
+    Kind,
+    Outcome,
+    Ready,
+    Slot,
+    State,
+)
+from tests.factories import CHAT, a_base_model, a_dataset, a_file, a_team, tiny_causal_lm
 from tests.services import until
 from worker.machine import Machine
 
@@ -127,7 +143,7 @@ def test_a_submitted_job_trains_and_leaves_checkpoints_scores_and_metrics(team, 
 
 
 def test_a_killed_trainer_is_resumed_and_ends_with_the_same_weights(team, tiny, machine):
-    knobs = {"epochs": 60, "checkpoints": 40, "evaluations": 2}
+    knobs = {"epochs": 40, "checkpoints": 12, "evaluations": 2}
     undisturbed = submitted(team, tiny, **knobs)
     machine.look(Slot.COMPUTE)
     disturbed = submitted(team, tiny, **knobs)
@@ -196,7 +212,7 @@ def test_what_is_wrong_with_the_data_fails_the_job_with_the_sentence(team, tiny,
 
 
 def test_a_checkpoint_whose_bytes_changed_is_not_resumed_from(team, tiny, machine):
-    job = submitted(team, tiny, epochs=100, checkpoints=10, evaluations=1)
+    job = submitted(team, tiny, epochs=50, checkpoints=6, evaluations=1)
     thread = in_background(machine)
     until(lambda: len(kept(job.id)) >= 2, what="two checkpoints")
     machine.draining.set()
@@ -265,3 +281,148 @@ def test_events_of_an_attempt_are_stored_once_and_in_order(team, tiny, machine):
         found = events.after(db, job.id)
     assert [e.seq for e in found] == list(range(1, len(found) + 1))
     assert {EventType.STAGE, EventType.STEP, EventType.EVAL, EventType.CHECKPOINT} <= {e.type for e in found}
+
+
+# --- the other kinds --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(team, tiny, machine):
+    """A job that has trained an adapter."""
+    job = submitted(team, tiny, epochs=1, checkpoints=1)
+    machine.look(Slot.COMPUTE)
+    return again(job.id)
+
+
+def answers(job_id):
+    """{form: the lines of that artifact}."""
+    with transaction() as db:
+        made = db.exec(select(Artifact).where(Artifact.job_id == job_id)).all()
+        keys = {artifact.form: db.get_one(File, artifact.file_id).key for artifact in made}
+    return {form: [json.loads(line) for line in storage.read(key).splitlines()] for form, key in keys.items()}
+
+
+def test_a_checkpoint_answers_the_rows_of_a_dataset(team, trained, machine):
+    with transaction() as db:
+        order = Order(
+            team_id=team.id,
+            kind=Kind.INFER,
+            model=trained.best_checkpoint_id,
+            dataset_version_id=trained.dataset_version_id,
+            hyperparameters={"max_tokens": 4},
+        )
+        job = jobs.submit(db, order)
+    machine.look(Slot.COMPUTE)
+    job = again(job.id)
+    assert (job.state, job.reason) == (State.SUCCEEDED, None)
+    assert job.scores["requests"] == {"total": 12, "completed": 12, "failed": 0}
+    lines = answers(job.id)["predictions"]
+    assert len(lines) == 12
+    assert set(lines[0]) == {"row", "input", "output"}
+
+
+def batch(team, trained, lines):
+    data = "\n".join(json.dumps(line) for line in lines).encode()
+    with transaction() as db:
+        file = a_file(db, team, data, "batch.jsonl", "batch")
+        endpoint = {"endpoint": "/v1/chat/completions"}
+        order = Order(
+            team_id=team.id,
+            kind=Kind.INFER,
+            model=trained.best_checkpoint_id,
+            file_id=file.id,
+            asked=endpoint,
+        )
+        return jobs.submit(db, order)
+
+
+def request(custom_id, **body):
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3} | body
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def test_a_batch_file_is_answered_in_the_shape_of_openai(team, trained, machine):
+    job = batch(team, trained, [request("a"), request("b", n=2), request("c")])
+    machine.look(Slot.COMPUTE)
+    assert again(job.id).scores["requests"] == {"total": 3, "completed": 2, "failed": 1}
+    told = answers(job.id)
+    assert [line["custom_id"] for line in told["predictions"]] == ["a", "c"]
+    assert told["predictions"][0]["response"]["body"]["object"] == "chat.completion"
+    assert [line["custom_id"] for line in told["errors"]] == ["b"]
+
+
+def test_a_batch_file_with_a_bad_line_fails_with_the_line(team, trained, machine):
+    job = batch(team, trained, [request("a"), request("a")])
+    machine.look(Slot.COMPUTE)
+    job = again(job.id)
+    assert job.state == State.FAILED
+    assert job.scores["errors"][0]["line"] == 2
+
+
+def test_an_adapter_is_merged_into_a_full_model(team, trained, machine):
+    with transaction() as db:
+        checkpoint = checkpoints.of(db, trained.id)[0]
+        job = jobs.submit_export(db, checkpoint=checkpoint, form="merged")
+    machine.look(Slot.LIGHT)
+    assert again(job.id).state == State.SUCCEEDED
+    with transaction() as db:
+        artifact = db.exec(select(Artifact).where(Artifact.job_id == job.id)).one()
+    names = {entry["name"] for entry in artifact.manifest}
+    assert {"config.json", "model.safetensors"} <= names
+    assert storage.exists(artifact.prefix + "config.json")
+
+
+def test_a_job_may_start_from_a_checkpoint_of_another(team, trained, machine):
+    with transaction() as db:
+        order = Order(
+            team_id=team.id,
+            recipe="sft",
+            model=trained.best_checkpoint_id,
+            dataset_version_id=trained.dataset_version_id,
+            hyperparameters=trained.spec,
+            seed=trained.seed,  # the same rows are held out
+        )
+        job = jobs.submit(db, order)
+    machine.look(Slot.COMPUTE)
+    job = again(job.id)
+    assert job.state == State.SUCCEEDED
+    assert job.scores["base"]["loss"] == pytest.approx(trained.scores["tuned"]["loss"], rel=1e-3)
+
+
+def test_an_upload_is_imported_and_then_trains_the_job_that_waits_for_it(team, tiny, machine):
+    rows = "".join(json.dumps(row) + "\n" for row in CHAT).encode()
+    file = datasets.upload(
+        team_id=team.id, stream=io.BytesIO(rows), filename="chat.jsonl", purpose="fine-tune", created_by=None
+    )
+    with transaction() as db:
+        version = db.exec(select(DatasetVersion).where(DatasetVersion.file_id == file.id)).one()
+        model = a_base_model(db, tiny)
+        knobs = {"epochs": 1, "batch_size": 4, "max_length": 64}
+        order = Order(
+            team_id=team.id,
+            recipe="sft",
+            model=model.id,
+            dataset_version_id=version.id,
+            hyperparameters=knobs,
+        )
+        job = jobs.submit(db, order)
+    assert (job.stage, job.columns) == ("waiting", {})
+    assert machine.look(Slot.LIGHT)
+    until(lambda: again(job.id).state in FINAL, 60, "the waiting job ran at once, without another wake-up")
+    job = again(job.id)
+    assert (job.state, job.reason) == (State.SUCCEEDED, None)
+    assert job.columns == {"messages": "messages"}
+
+
+def test_an_upload_that_cannot_be_read_fails_with_its_row(team, machine):
+    good = json.dumps(CHAT[0] | {"note": "x" * 10_000}).encode() + b"\n"
+    rows = good * 600 + b"{oops\n"  # beyond what is looked at while the upload waits
+    file = datasets.upload(
+        team_id=team.id, stream=io.BytesIO(rows), filename="chat.jsonl", purpose="fine-tune", created_by=None
+    )
+    machine.look(Slot.LIGHT)
+    with transaction() as db:
+        version = db.exec(select(DatasetVersion).where(DatasetVersion.file_id == file.id)).one()
+        assert version.state == Ready.FAILED
+        assert "Line 601 is not JSON" in version.error
+        assert db.get_one(File, file.id).status == "error"

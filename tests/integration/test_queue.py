@@ -1,0 +1,81 @@
+"""Wake-ups: the settings that the design pins, and a broker that is dead, frozen or full of old messages."""
+
+import os
+import signal
+import time
+
+import pytest
+import redis
+
+from shared import queue
+from shared.settings import settings
+from shared.tables import Slot
+
+
+@pytest.fixture
+def broker(stack):
+    """The broker's client; afterwards the circuit is closed again."""
+    queue.breaker.rests_until = 0.0
+    with redis.Redis.from_url(settings().redis_url) as client:
+        client.delete(queue.LIST)
+        yield client
+        client.delete(queue.LIST)
+    queue.breaker.rests_until = 0.0
+
+
+def test_the_settings_are_those_that_the_traps_demand(stack):
+    pinned = {
+        "task_acks_late": False,
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,
+        "task_ignore_result": True,
+        "result_backend": None,
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "broker_connection_max_retries": None,
+        "broker_connection_retry_on_startup": True,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_enable_remote_control": False,
+        "worker_send_task_events": False,
+        "worker_pool": "threads",
+    }
+    assert {name: queue.celery().conf[name] for name in pinned} == pinned
+    assert queue.celery().conf.worker_concurrency > settings().compute_slots + settings().light_slots
+    options = queue.publisher().conf.broker_transport_options
+    assert (options["socket_timeout"], options["socket_connect_timeout"], options["max_retries"]) == (1, 1, 0)
+    assert set(queue.celery().conf.beat_schedule) == {"sweep", "tick"}
+
+
+def test_a_wake_up_is_one_message_that_expires(broker):
+    assert queue.wake(Slot.COMPUTE)
+    assert broker.llen(queue.LIST) == 1
+    assert b'"expires"' in broker.lindex(queue.LIST, 0)
+
+
+def test_a_frozen_broker_holds_nobody_longer_than_a_second(broker):
+    pid = broker.info("server")["process_id"]
+    assert queue.wake(Slot.COMPUTE)  # the connection is open
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        assert not queue.wake(Slot.COMPUTE)
+        first = time.monotonic() - started
+        assert not queue.wake(Slot.COMPUTE)  # the circuit is open: no wait at all
+        both = time.monotonic() - started
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert first < 1.5
+    assert both - first < 0.05
+    queue.breaker.rests_until = 0.0
+    assert queue.wake(Slot.COMPUTE)
+
+
+def test_a_dead_broker_holds_nobody(broker, monkeypatch):
+    monkeypatch.setattr(settings(), "redis_url", "redis://127.0.0.1:1/0")
+    queue.publisher.cache_clear()
+    try:
+        started = time.monotonic()
+        assert not queue.wake(Slot.COMPUTE)
+        assert time.monotonic() - started < 1.5
+    finally:
+        queue.publisher.cache_clear()
