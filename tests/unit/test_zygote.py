@@ -1,0 +1,180 @@
+"""The process that forks trainers: fast, and nothing survives it. Real processes throughout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+from tests.attempts import TINY, events, parquet, write_attempt
+from worker import walls
+from worker.zygote import Trainer, Zygote, sandbox_facts
+
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"Question {n}?"},
+            {"role": "assistant", "content": f"Answer {n}."},
+        ]
+    }
+    for n in range(8)
+]
+FOR_EVER = {"epochs": 100, "max_steps": 1_000_000, "batch_size": 1, "evaluations": 1, "checkpoints": 1}
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Generator[Zygote]:
+    zygote = Zygote.start()
+    yield zygote
+    zygote.stop()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TINY["causal_lm"](tmp_path_factory.mktemp("base") / "tiny")
+
+
+def attempt(folder: Path, base: Path, **spec: object) -> Path:
+    """An attempt at chat fine-tuning of the tiny model."""
+    rows = parquet(folder.with_suffix(".parquet"), ROWS * 100)
+    knobs = {"max_length": 64, "valid_fraction": 0} | spec
+    return write_attempt(
+        folder, recipe="sft", spec=knobs, columns={"messages": "messages"}, base_model=base, train=rows
+    )
+
+
+def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
+    """Until it is true."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """Whether the process runs (one that has ended and waits to be reaped does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def a_long_one(zygote: Zygote, folder: Path, base: Path) -> Trainer:
+    """A trainer that has begun to train and would go on for hours."""
+    trainer = zygote.fork(attempt(folder, base, **FOR_EVER))
+    wait_for(lambda: events(folder, "step") or trainer.poll() is not None)
+    assert trainer.poll() is None, (folder / "output.log").read_text()
+    return trainer
+
+
+def test_a_trainer_is_forked_in_milliseconds_and_does_its_attempt(zygote: Zygote, base: Path, tmp_path: Path):
+    assert zygote.fork(attempt(tmp_path / "first", base, max_steps=1)).wait(120) == 0
+    folder = attempt(tmp_path / "second", base, max_steps=1)
+    started = time.monotonic()
+    trainer = zygote.fork(folder)
+    latency = time.monotonic() - started
+    assert trainer.wait(60) == 0
+    assert latency < 2, "a cold start takes longer than that on any machine"
+    assert [event["data"]["stage"] for event in events(folder, "stage")][-1] == "done"
+    assert zygote.alive
+
+
+def test_terminate_lets_it_save_and_kill_does_not(zygote: Zygote, base: Path, tmp_path: Path):
+    polite = a_long_one(zygote, tmp_path / "polite", base)
+    polite.terminate()
+    assert polite.wait(30) == 75
+    assert list((tmp_path / "polite" / "checkpoints").glob("step-*"))
+    abrupt = a_long_one(zygote, tmp_path / "abrupt", base)
+    abrupt.kill()
+    assert abrupt.wait(10) == -signal.SIGKILL
+    assert not (tmp_path / "abrupt" / "checkpoints").exists()
+
+
+def test_a_trainer_has_no_network_no_credentials_and_no_way_to_more_rights(
+    zygote: Zygote, base: Path, tmp_path: Path
+):
+    trainer = a_long_one(zygote, tmp_path / "walled", base)
+    proc = Path(f"/proc/{trainer.pid}")
+    told = dict(line.split("=", 1) for line in (proc / "environ").read_text().split("\0") if "=" in line)
+    assert not [name for name in told if "SECRET" in name or "PASSWORD" in name or name.endswith("_URL")]
+    assert told["HF_HUB_OFFLINE"] == "1"
+    status = dict(
+        line.split(":\t", 1) for line in (proc / "status").read_text().splitlines() if ":\t" in line
+    )
+    assert status["NoNewPrivs"] == "1"
+    assert (proc / "oom_score_adj").read_text().strip() == str(walls.OOM_SCORE)
+    if sandbox_facts()["network_namespace"]:
+        assert (proc / "ns" / "net").readlink() != Path("/proc/self/ns/net").readlink()
+        interfaces = (proc / "net" / "dev").read_text().splitlines()[2:]
+        assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+    trainer.kill()
+    trainer.wait(10)
+
+
+def test_credentials_stay_with_the_supervisor():
+    kept = walls.environment(
+        {"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x", "DATABASE_URL": "y", "CUDA_HOME": "/c"}
+    )
+    assert kept["PATH"] == "/bin"
+    assert kept["CUDA_HOME"] == "/c"
+    assert not {"AWS_SECRET_ACCESS_KEY", "DATABASE_URL"} & kept.keys()
+
+
+def test_what_a_trainer_prints_goes_to_its_log(zygote: Zygote, tmp_path: Path):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "attempt.json").write_text('{"kind": "train", "recipe": 5}')
+    trainer = zygote.fork(folder)
+    assert trainer.wait(30) == 1
+    wait_for(lambda: "ValidationError" in (folder / "output.log").read_text(), 5)
+    assert events(folder, "error")[-1]["data"]["code"] == "crashed"
+
+
+def test_the_death_of_the_zygote_is_the_death_of_its_trainers(base: Path, tmp_path: Path):
+    zygote = Zygote.start()
+    trainer = a_long_one(zygote, tmp_path / "orphan", base)
+    zygote.process.kill()
+    wait_for(lambda: not runs(trainer.pid), 1)
+    assert trainer.wait(5) == -signal.SIGKILL
+    assert not zygote.alive
+    with pytest.raises(OSError, match="gone"):
+        zygote.fork(tmp_path / "orphan")
+    zygote.stop()
+
+
+def test_nothing_is_left_a_second_after_the_worker_is_killed(base: Path, tmp_path: Path):
+    folder = attempt(tmp_path / "left", base, **FOR_EVER)
+    code = (
+        "import sys, time; from pathlib import Path; from worker.zygote import Zygote\n"
+        "zygote = Zygote.start(); trainer = zygote.fork(Path(sys.argv[1]))\n"
+        "print(zygote.process.pid, trainer.pid, flush=True); time.sleep(600)"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    pids = [int(word) for word in worker.stdout.readline().split()]
+    wait_for(lambda: events(folder, "step"))
+    assert all(runs(pid) for pid in pids)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    wait_for(lambda: not any(runs(pid) for pid in pids), 1)
+
+
+def test_many_threads_may_ask_at_once(zygote: Zygote, base: Path, tmp_path: Path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(number: int) -> int:
+        return zygote.fork(attempt(tmp_path / str(number), base, max_steps=1)).wait(120)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(one, range(4))) == [0] * 4
+
+
+def test_the_facts_of_the_sandbox_are_plain():
+    facts = sandbox_facts()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["dies_with_worker"]
