@@ -1,5 +1,6 @@
 """How far a job is, in a terminal: one line that renews itself, or plain lines where none can."""
 
+import shutil
 import sys
 import time
 from typing import Any, TextIO
@@ -17,16 +18,17 @@ class Line:
         self.renews = self.out.isatty()
         self.shown = ""
         self.stage = ""
+        self.began = time.monotonic()
         self.at = 0.0
 
     def show(self, stage: str, text: str) -> None:
         """Say how far it is; in a log only when something has changed for a while."""
         line = f"{stage:<12} {text}".rstrip()
         if self.renews:
-            self.out.write("\r\033[K" + line)
+            self.out.write("\r\033[K" + line[: shutil.get_terminal_size().columns - 1])
         elif stage != self.stage or (time.monotonic() - self.at > QUIET_SECONDS and line != self.shown):
-            self.out.write(line + "\n")
             self.at = time.monotonic()
+            self.out.write(f"{lasting(self.at - self.began):>10}  {line}\n")
         self.shown, self.stage = line, stage
         self.out.flush()
 
@@ -39,8 +41,6 @@ class Line:
         """Leave the last state standing."""
         if self.renews and self.shown:
             self.out.write("\n")
-        elif self.shown:
-            self.out.write(self.shown + "\n") if time.monotonic() - self.at > 1 else None
         self.shown = ""
         self.out.flush()
 
@@ -67,6 +67,8 @@ def of_job(job: dict[str, Any]) -> tuple[str, str]:
     stage = progress.get("stage") or state
     if state == "queued" and job.get("x_queue_position"):
         return "queued", f"number {job['x_queue_position']} in the queue"
+    if stage == "waiting":
+        return stage, "for the import of its data or base model"
     step, total = progress.get("step"), progress.get("total_steps")
     if job["status"] in FINAL or not total:
         return stage, str(progress.get("detail") or "")

@@ -129,25 +129,26 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_port(preferred: int, say: Callable[[str], None], taken: set[int], also: int = 0) -> int:
-    """The first free port from `preferred` on (where `also`, port + also is free too); says what it steps over."""
+def free_port(preferred: int, taken: set[int] | None = None, also: int = 0) -> int:
+    """The first port from `preferred` on that is free (and port + `also` too); noted in `taken`."""
+    taken = set() if taken is None else taken
     port = preferred
     while port in taken or not is_free(port) or (also and not is_free(port + also)):
         port = port + 1 if port < 65000 - also else 20000
-    if port != preferred:
-        say(f"Port {preferred} is taken; using {port}.")
     taken.update({port, port + also})
     return port
 
 
 def choose_ports(home: Home, say: Callable[[str], None], preferred: dict[str, int]) -> dict[str, int]:
-    """A free port for each server, those of last time first."""
+    """A free port for each server, those of last time first; says which it stepped over."""
     taken: set[int] = set()
     wanted = preferred | {name: port for name, port in home.ports().items() if name in preferred}
     ports = {
-        name: free_port(port, say, taken, 10000 if name in SEAWEED_PORTS else 0)
-        for name, port in wanted.items()
+        name: free_port(port, taken, 10000 if name in SEAWEED_PORTS else 0) for name, port in wanted.items()
     }
+    moved = [f"{name} {port} → {ports[name]}" for name, port in wanted.items() if ports[name] != port]
+    if moved:
+        say(f"Ports of the servers that are taken, and what is used instead: {', '.join(moved)}.")
     home.ports_file.write_text(json.dumps(ports))
     return ports
 
@@ -290,13 +291,8 @@ def prepare() -> None:
 
 def know_base_models() -> None:
     """Rows for the base models that come as packages; their weights are imported on first use."""
-    from importlib.util import find_spec
-
-    from shared.db import transaction
-
-    if find_spec("shared.base_models") is None:
-        return
     from shared import base_models
+    from shared.db import transaction
 
     with transaction() as db:
         base_models.ensure_known(db)
@@ -339,7 +335,9 @@ def running(
 def start(home: Home, supervisor: Supervisor, port: int, host: str) -> "Up":
     """Servers, then the database's revision, then web, worker and beat."""
     began = time.monotonic()
-    port = free_port(port, supervisor.say, set())
+    asked, port = port, free_port(port)
+    if port != asked:
+        supervisor.say(f"Port {asked} is taken; using {port}.")
     url = os.environ.get("PUBLIC_URL") or f"http://{LOOPBACK}:{port}"
     start_servers(home, supervisor, public_url=url)
     prepare()

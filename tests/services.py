@@ -109,7 +109,7 @@ class Live:
         self.stack = stack
         self.home = folder
         self.supervisor = Supervisor(folder)
-        self.port = free_port(random_ports()["postgres"] + 7000, lambda _: None, set())
+        self.port = free_port(random_ports()["postgres"] + 7000)
         self.url = f"http://127.0.0.1:{self.port}"
 
     @property

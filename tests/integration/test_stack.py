@@ -84,7 +84,7 @@ class UpProcess:
 
 
 def a_port() -> int:
-    return free_port(random_ports()["filer"] + 5000, lambda _: None, set())
+    return free_port(random_ports()["filer"] + 5000)
 
 
 Starter = Callable[..., UpProcess]
