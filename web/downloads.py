@@ -109,7 +109,9 @@ def checkpoint_file(checkpoint_id: str, name: str) -> Answer:
         row, _ = own_checkpoint(db, checkpoint_id)
         if name not in [entry["name"] for entry in servable(row.manifest)]:
             raise NotFound("file", name)
-        return redirect(downloads.link(f"{row.prefix}servable/{name}", name.rsplit("/", maxsplit=1)[-1], row.team_id), 303)
+        return redirect(
+            downloads.link(f"{row.prefix}servable/{name}", name.rsplit("/", maxsplit=1)[-1], row.team_id), 303
+        )
 
 
 @pages.post("/checkpoints/<checkpoint_id>/merged")

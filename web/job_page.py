@@ -169,15 +169,14 @@ def sample_steps(told: list[dict[str, Any]]) -> dict[str, Any]:
     """`rows`: [{prompt, expected, base, answers: {step: answer}}] and the `steps` of the scrubber."""
     if not told:
         return {"rows": [], "steps": []}
-    first = told[0]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "prompt": spoken(s.get("prompt")),
             "expected": spoken(s.get("expected")),
             "base": None,
             "answers": {},
         }
-        for s in first["samples"]
+        for s in told[0]["samples"]
     ]
     for at in told:
         for row, sample in zip(rows, at["samples"], strict=False):

@@ -77,7 +77,7 @@ def index() -> str:
 def wanted(view: str, args: Any) -> Any:
     """The query behind the list."""
     query = (
-        select(Job, DatasetVersion, Dataset, BaseModel.title, User.email)
+        select(Job, DatasetVersion, Dataset, col(BaseModel.title), col(User.email))  # ty: ignore[no-matching-overload] - it stops at four
         .outerjoin(DatasetVersion, col(Job.dataset_version_id) == DatasetVersion.id)
         .outerjoin(Dataset, col(DatasetVersion.dataset_id) == Dataset.id)
         .outerjoin(BaseModel, col(Job.base_model_id) == BaseModel.id)
@@ -100,7 +100,8 @@ def wanted(view: str, args: Any) -> Any:
         like = col(Job.name).icontains(words, autoescape=True)
         query = query.where(or_(like, col(Dataset.name).icontains(words, autoescape=True), Job.id == words))
     if args.get("before"):
-        query = query.where(col(Job.id) < args["before"])
+        last = select(Job.created_at).where(Job.id == args["before"], Job.team_id == g.caller.team_id)
+        query = query.where(col(Job.created_at) < last.scalar_subquery())
     return query.order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(PAGE + 1)
 
 

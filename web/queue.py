@@ -99,7 +99,7 @@ def others(db: Session) -> dict[str, int]:
     counted = select(Job.state, func.count()).where(
         Job.team_id != g.caller.team_id, col(Job.state).in_([State.RUNNING, State.QUEUED])
     )
-    return {state.value: number for state, number in db.exec(counted.group_by(Job.state))}
+    return {str(state): number for state, number in db.exec(counted.group_by(Job.state))}
 
 
 def lately(db: Session) -> list[Worker]:

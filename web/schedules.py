@@ -13,7 +13,7 @@ from shared import schedules
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.recipe import recipes
-from shared.tables import Dataset, DatasetVersion, Job, Schedule
+from shared.tables import Dataset, DatasetVersion, Job, Schedule, now
 from web import forms
 from web.new_job import models_for
 
@@ -189,7 +189,8 @@ def times(cron: str, zone: str) -> list[datetime]:
         schedules.checked_cron(cron, zone)
     except Refused:
         return []
-    return schedules.next_times(Schedule(cron=cron, zone=zone, active=True), SHOWN_TIMES)
+    found = schedules.nominal_times(cron, zone, now())
+    return [moment for moment, _ in zip(found, range(SHOWN_TIMES), strict=False)]
 
 
 @pages.get("/schedules/<schedule_id>")

@@ -3,13 +3,13 @@
 import json
 import math
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 SIZES = ("bytes", "kB", "MB", "GB", "TB")
 
 
-def known(value: Any) -> bool:
+def known(value: Any) -> TypeGuard[float]:
     """Whether it is a number; templates also ask about what a document does not have."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -48,7 +48,7 @@ def plain(value: Any) -> str:
 
 def size(value: float | None) -> str:
     """Bytes with a unit: 4100000 as «4.1 MB»."""
-    if value is None or not known(value):
+    if not known(value):
         return "–"
     power = 0
     while value >= 1000 and power < len(SIZES) - 1:
@@ -58,7 +58,7 @@ def size(value: float | None) -> str:
 
 def span(seconds: float | None) -> str:
     """A duration: «12 m 04 s», «3 h 20 m», «2 d 4 h»."""
-    if seconds is None or not known(seconds):
+    if not known(seconds):
         return "–"
     whole = max(0, int(seconds))
     if whole < MINUTE:

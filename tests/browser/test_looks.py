@@ -4,11 +4,12 @@ stranger's text stays text.
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
-from sqlmodel import Session
+from sqlmodel import Session, select
 
 from shared.db import transaction
 from shared.tables import Event, EventType, Job, Kind, Schedule, State, Team, Transition, now
@@ -18,6 +19,7 @@ from tests.services import Live
 
 pytestmark = pytest.mark.browser
 
+Theme = Literal["light", "dark"]
 STATIC = Path(__file__).parents[2] / "web" / "static"
 EVIL = "<img src=x onerror=alert(1)>\"'</script><b>"
 LABELS = ["refund", "delivery", EVIL]
@@ -28,7 +30,7 @@ def pages(live: Live) -> dict[str, str]:
     """{name: address} of every page, over a team that has one of everything."""
     user = a_member("looks@example.com", "Looks")
     with transaction() as db:
-        team = db.get_one(Team, db.exec(Team.__table__.select().where(Team.name == "Looks")).one().id)
+        team = db.exec(select(Team).where(Team.name == "Looks")).one()
         rows = [{"text": f"{EVIL} row {n}", "label": LABELS[n % 3]} for n in range(12)]
         version = a_dataset(db, team, rows, name=f"intents {EVIL}")
         done = finished(db, team, version.id, user.id)
@@ -89,7 +91,7 @@ def under_way(db: Session, team: Team, version_id: str, user_id: str) -> str:
 
 def told(db: Session, job: Job, steps: int) -> None:
     """The events of that many steps."""
-    lines = [
+    lines: list[tuple[EventType, int | None, dict[str, Any]]] = [
         (EventType.STEP, n, {"loss": 3 / n, "learning_rate": 0.001, "epoch": n / 3})
         for n in range(1, steps + 1)
     ]
@@ -117,7 +119,7 @@ def told(db: Session, job: Job, steps: int) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_and_nothing_scrolls_sideways(
-    chrome: Browser, live: Live, pages: dict[str, str], theme: str
+    chrome: Browser, live: Live, pages: dict[str, str], theme: Theme
 ):
     visit = Visit(chrome, live)
     visit.page.emulate_media(color_scheme=theme)
