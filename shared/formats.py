@@ -204,7 +204,6 @@ def json_rows(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def json_object(number: int, text: str) -> dict[str, Any]:
     """One line's object. Raises BadRow quoting how the line begins."""
-    begins = f"it begins «{quoted(text.strip())}»"
     try:
         value = json.loads(text, parse_constant=not_json)
     except RecursionError:
@@ -213,12 +212,12 @@ def json_object(number: int, text: str) -> dict[str, Any]:
         whole = "" if text.strip() != "{" else " An object that is spread over lines must be put on one line."
         raise BadRow(
             number,
-            f"Line {number} is not JSON: {begins} ({reason_of(wrong)}). Write one JSON object on each line.{whole}",
+            f"Line {number} is not JSON: it begins «{quoted(text.strip())}» ({reason_of(wrong)}). Write one JSON object on each line.{whole}",
         ) from None
     if not isinstance(value, dict):
         raise BadRow(
             number,
-            f"Line {number} is not a JSON object: {begins}. Every line must be an object, as"
+            f"Line {number} is not a JSON object: it begins «{quoted(text.strip())}». Every line must be an object, as"
             ' {"text": "…", "label": "…"}.',
         )
     if not value:
