@@ -20,7 +20,8 @@ Told = Callable[[str, int, int], None]  # (file, bytes so far, bytes in all)
 class Api:
     """One team's view of a Burnish. Every method raises Refused with the server's own sentence."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self.meanwhile = meanwhile  # called before a broken request is sent again
         self.url = url.rstrip("/").removesuffix("/v1")
         self.wire = httpx.Client(
             base_url=f"{self.url}/v1",
@@ -41,6 +42,7 @@ class Api:
             except httpx.TransportError:
                 if chance == PATIENCE - 1:
                     raise
+                self.meanwhile()
                 time.sleep(0.5 * 2**chance)
         raise AssertionError
 

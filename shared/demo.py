@@ -48,7 +48,7 @@ def show(url: str, tend: Callable[[], None] = lambda: None) -> bool:
     greet(url)
     folder = home.folder / "demo"
     folder.mkdir(exist_ok=True)
-    demo = Demo(Api(url, kept_token(home, "demo-token", TEAM)), folder, tend)
+    demo = Demo(Api(url, kept_token(home, "demo-token", TEAM), tend), folder, tend)
     train, valid = written(folder)
     body = {
         "model": BASE_MODEL,

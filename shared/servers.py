@@ -126,7 +126,7 @@ def valkey(home: Path, env: dict[str, str], *, durable: bool) -> Program:
     configuration = data / "valkey.conf"
     configuration.touch(mode=0o600)
     configuration.write_text(
-        f"bind {LOOPBACK}\nport {url.port}\nrequirepass {url.password}\ndir {data}\nsave ''\n"
+        f"bind {LOOPBACK}\nport {url.port}\nrequirepass {url.password}\ndir \"{data}\"\nsave ''\n"
         f"appendonly yes\nappendfsync {'everysec' if durable else 'no'}\nmaxmemory-policy noeviction\n"
     )
     return Program(

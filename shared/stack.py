@@ -260,7 +260,9 @@ def start_servers(
             supervisor.start(servers(home.folder, env, ports, durable=durable))
         except Failed as failure:
             supervisor.stop()
-            if chance == 3 or not any(taken in str(failure).lower() for taken in ("in use", "not available", "bind")):
+            if chance == 3 or not any(
+                taken in str(failure).lower() for taken in ("in use", "not available", "bind")
+            ):
                 raise
             home.ports_file.unlink(missing_ok=True)
             preferred = random_ports()

@@ -1,5 +1,6 @@
 """Errors of the command line as sentences."""
 
+import errno
 import sys
 
 
@@ -12,6 +13,15 @@ def spoken(failure: Exception) -> str | None:
         return failure.message
     if isinstance(failure, Failed):
         return str(failure)
+    if isinstance(failure, OSError) and failure.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+    ):
+        return (
+            f"{failure.strerror}: {failure.filename or 'on writing'}. BURNISH_HOME names another data folder."
+        )
     return of_settings(failure) or of_services(failure)
 
 
