@@ -1,5 +1,6 @@
-"""A browser without a screen: Flask's test client that keeps cookies and sends the form's token."""
+"""Callers of the web in this process: a browser without a screen, and a program with a token."""
 
+import io
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from shared.db import transaction
 from shared.tables import User
 from web.policy import SESSION_KEY
 
+LABELLED = [{"text": f"row {n}", "label": "yes" if n % 2 else "no"} for n in range(12)]
 TOKEN = re.compile(r'name="csrf_token" value="([^"]+)"')
 
 
@@ -43,3 +45,32 @@ class Visitor:
     def sign_in(self, email: str, password: str, **more: Any) -> TestResponse:
         """Through the door."""
         return self.post("/sign-in", "/sign-in", email=email, password=password, **more)
+
+
+class Api:
+    """A team's client of the API in this process."""
+
+    def __init__(self, app, token):
+        self.client = app.test_client()
+        self.headers = {"Authorization": f"Bearer {token}"}
+
+    def ask(self, method, path, status=200, headers=None, **more):
+        answer = self.client.open("/v1" + path, method=method, headers=self.headers | (headers or {}), **more)
+        assert answer.status_code == status, answer.text
+        return answer
+
+    def get(self, path, status=200, **more):
+        return self.ask("GET", path, status, **more).json
+
+    def post(self, path, status=200, **more):
+        return self.ask("POST", path, status, **more).json
+
+    def upload(self, data, name="rows.jsonl", purpose="fine-tune", status=200, **fields):
+        form = {"purpose": purpose, "file": (io.BytesIO(data), name)} | fields
+        return self.post("/files", status, data=form)
+
+
+def error_of(answer):
+    assert set(answer) == {"error"}
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    return answer["error"]

@@ -8,7 +8,7 @@ from sqlmodel import Session, col, select
 from shared import base_models
 from shared.db import transaction
 from shared.errors import Refused
-from shared.tables import BaseModel, Checkpoint, Job, State, Team, now
+from shared.tables import BaseModel, Checkpoint, File, Job, State, Team, now
 from web import shapes, wire
 
 api = Blueprint("api_models", __name__, url_prefix="/v1")
@@ -36,6 +36,36 @@ def index() -> Response:
         found = [of_base(base, team) for base in base_models.all_for(db, g.caller.team_id)]
         found += [of_checkpoint(checkpoint, job, team) for checkpoint, job in db.exec(trained)]
     return wire.answer(shapes.ModelList(data=found))
+
+
+@api.post("/models")
+@wire.operation(shapes.Model, body=shapes.CreateModel)
+def create() -> Response:
+    """Import a base model of the team's own. Ours, not OpenAI's; it can be named in jobs at once."""
+    asked = wire.body(shapes.CreateModel)
+    if (asked.file is None) == (asked.hub is None):
+        raise Refused("Give either 'file' or 'hub'.", param="file", code="missing_required_parameter")
+    if asked.hub is not None:
+        base = base_models.from_hub(
+            team_id=g.caller.team_id, hub_id=asked.hub, revision=asked.revision, created_by=g.caller.user_id
+        )
+    else:
+        base = base_models.from_file(
+            zip_of(asked.file or ""), title=asked.title or "model", created_by=g.caller.user_id
+        )
+    with transaction() as db:
+        return wire.answer(of_base(base, db.get_one(Team, g.caller.team_id)))
+
+
+def zip_of(file_id: str) -> File:
+    """The team's uploaded model. Raises Refused."""
+    with transaction() as db:
+        file = db.get(File, file_id)
+    if file is None or file.team_id != g.caller.team_id or file.deleted_at:
+        raise Refused(f"No such File object: {file_id}", param="file", code="not_found", status=404)
+    if file.purpose != "base-model":
+        raise Refused(f"{file_id} was uploaded for '{file.purpose}', not as a 'base-model'.", param="file")
+    return file
 
 
 @api.get("/models/<path:model>")

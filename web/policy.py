@@ -82,6 +82,7 @@ POLICY: dict[str, Rule] = {
     "api_events.index": VIEWER,
     "api_checkpoints.index": VIEWER,
     "api_checkpoints.files": VIEWER,
+    "api_models.create": MEMBER,
     "api_models.index": VIEWER,
     "api_models.retrieve": VIEWER,
     "api_models.delete": OWNER,

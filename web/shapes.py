@@ -227,6 +227,17 @@ class Model(Shape):
     x_job: str | None = None
 
 
+class CreateModel(Request):
+    """A base model of the team's own: `file`, a zip of a safetensors folder uploaded with the purpose
+    «base-model», or `hub`, where the server may fetch from one.
+    """
+
+    file: str | None = None
+    hub: str | None = Field(None, description="owner/name")
+    revision: str = ""
+    title: str = Field("", max_length=100)
+
+
 class ModelList(Shape):
     """Base models first, then the team's, newest first."""
 

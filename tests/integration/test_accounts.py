@@ -18,14 +18,8 @@ from shared.tables import ApiToken, BrowserSession, Link, LinkKind, Membership, 
 from shared.teams import Caller
 from tests.factories import PASSWORD, a_team, a_token, a_user
 from tests.visitor import Visitor
-from web import create_app
 
 NEW = "another walk in the rain"
-
-
-@pytest.fixture
-def app(clean):
-    return create_app(testing=True)
 
 
 @pytest.fixture

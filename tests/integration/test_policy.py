@@ -35,11 +35,6 @@ CANARY = "CANARY-OF-ALPHA"
 
 
 @pytest.fixture
-def app(clean):
-    return create_app(testing=True)
-
-
-@pytest.fixture
 def world(app):
     """Team Alpha with one of everything, and team Beta with an owner and a token."""
     with transaction() as db:

@@ -1,0 +1,30 @@
+"""A team with data and base models, and the web in this process."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from shared.db import transaction
+from tests.factories import a_base_model, a_dataset, a_team, a_token
+from tests.visitor import LABELLED, Api
+from web import create_app
+
+
+@pytest.fixture
+def app(clean):
+    return create_app(testing=True)
+
+
+@pytest.fixture
+def alpha(app):
+    """Team Alpha, its token's client, chat rows, labelled rows, a chat model and an encoder."""
+    with transaction() as db:
+        team = a_team(db, "Alpha Team")
+        return SimpleNamespace(
+            api=Api(app, a_token(db, team)),
+            team=team,
+            chat=a_dataset(db, team),
+            labelled=a_dataset(db, team, LABELLED),
+            model=a_base_model(db),
+            encoder=a_base_model(db, head="encoder"),
+        )
