@@ -40,11 +40,16 @@ class Settings(BaseSettings):
     compute_slots: int = Field(
         1, ge=0, description="Training, evaluation and inference jobs at once on this worker."
     )
+    trainer_threads: int = Field(
+        0, ge=0, description="CPU threads of a trainer; 0: the cores shared out among the compute slots."
+    )
     light_slots: int = Field(1, ge=0, description="Imports and exports at once on this worker.")
     heartbeat_seconds: float = Field(10, gt=0)
     lease_seconds: float = Field(60, gt=0)
     sweep_seconds: float = Field(15, gt=0)
-    retry_seconds: float = Field(30, ge=0, description="Pause after a first crash; doubled after each further one.")
+    retry_seconds: float = Field(
+        30, ge=0, description="Pause after a first crash; doubled after each further one."
+    )
     session_hours: float = Field(24 * 7, gt=0)
     download_minutes: float = Field(15, gt=0)
     allow_hub: bool = Field(False, description="Base models may be fetched from a hub by id.")

@@ -28,7 +28,13 @@ from shared.supervisor import Supervisor
 from shared.tables import Role, Team, Worker
 
 CACHED = type(settings)  # what lru_cache makes; asking anything else for its attributes may not be harmless
-SHORT = {"HEARTBEAT_SECONDS": "0.5", "LEASE_SECONDS": "3", "SWEEP_SECONDS": "1"}
+SHORT = {
+    "HEARTBEAT_SECONDS": "0.5",
+    "LEASE_SECONDS": "3",
+    "SWEEP_SECONDS": "1",
+    "RETRY_SECONDS": "1",
+    "TRAINER_THREADS": "1",  # two that wait for each other are slow on a busy machine
+}
 
 
 def until(condition: Callable[[], object], seconds: float = 30, what: str = "") -> object:

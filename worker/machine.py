@@ -47,7 +47,8 @@ class Machine:
         self.counts = {Slot.COMPUTE: known.compute_slots, Slot.LIGHT: known.light_slots}
         self.slots = Slots(self.home / "slots", self.counts)
         self.devices = gpus()
-        self.threads = max(1, len(os.sched_getaffinity(0)) // max(1, known.compute_slots))
+        shared_out = len(os.sched_getaffinity(0)) // max(1, known.compute_slots)
+        self.threads = known.trainer_threads or max(1, shared_out)
         self.draining = threading.Event()  # the process is to end
         self.stopping = threading.Event()
         self.note = ""

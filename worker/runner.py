@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -61,6 +62,8 @@ class Trip:
     index: int  # of its slot
     store: Store
     tail: Tail
+    trainer: "Trainer | None" = None
+    over: threading.Event = field(default_factory=threading.Event)
     asked: str | None = None  # cancel, pause, drain, hang
     renewed_at: float = field(default_factory=time.monotonic)
     stored_at: float = 0.0
@@ -97,6 +100,9 @@ def run_next(machine: "Machine", slot: Slot, index: int) -> bool:
         with machine.travelling(trip):
             go(trip)
     finally:
+        trip.over.set()
+        if trip.trainer is not None:
+            trip.trainer.kill()
         trip.store.close()
         remove(folder)
         if held is not None:
@@ -110,11 +116,8 @@ def go(trip: Trip) -> None:
         brief = attend(trip, lambda: fetching.brief(trip), heed)
         trip.folder.joinpath("attempt.json").write_text(json.dumps(brief))
         memory_kills = exits.memory_kills()
-        trainer = trip.machine.fork(trip.folder)
-        try:
-            code = watch(trip, trainer)
-        finally:
-            trainer.kill()
+        trainer = attend(trip, lambda: fork(trip), heed)
+        code = watch(trip, trainer)
         ending = exits.read(code, trip.job, circumstances(trip, trainer, memory_kills))
         if ending.outcome == Outcome.CRASHED:
             tell_output(trip)
@@ -172,6 +175,14 @@ def attend_store(trip: Trip) -> None:
     trip.store.raise_failures()
     if trip.store.lease_lost:
         raise LeaseLost
+
+
+def fork(trip: Trip) -> "Trainer":
+    """The trainer. A zygote that starts may take a while: one that comes after the trip is over is killed."""
+    trip.trainer = trainer = trip.machine.fork(trip.folder)
+    if trip.over.is_set():
+        trainer.kill()
+    return trainer
 
 
 def watch(trip: Trip, trainer: "Trainer") -> int:

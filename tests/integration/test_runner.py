@@ -45,9 +45,8 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def machine(stack):
     """A worker in this process."""
-    settings().heartbeat_seconds, settings().retry_seconds = 0.3, 0.1
+    settings().heartbeat_seconds, settings().retry_seconds, settings().trainer_threads = 0.3, 0.1, 1
     running = Machine()
-    running.threads = 1  # two that wait for each other are slow on a busy machine
     running.start()
     yield running
     running.stop()

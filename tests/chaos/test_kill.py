@@ -1,0 +1,209 @@
+"""Real processes, killed for real: web, worker, beat, zygote and trainer as they run in production."""
+
+import os
+import signal
+import subprocess
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import redis
+from sqlmodel import col, select
+
+from shared import checkpoints, jobs, queue, schedules
+from shared.db import transaction
+from shared.jobs import Order
+from shared.settings import settings
+from shared.stack import beat_command
+from shared.tables import Attempt, Job, Outcome, RunOutcome, State, Transition
+from tests.factories import a_base_model, a_dataset, a_team, tiny_causal_lm
+from tests.services import until
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.fixture(scope="module")
+def model(live, tmp_path_factory):
+    """The id of a tiny base model in the live store."""
+    folder = tiny_causal_lm(tmp_path_factory.mktemp("tiny"))
+    with transaction() as db:
+        return a_base_model(db, folder).id
+
+
+def an_order(db, model, **hyperparameters):
+    team = a_team(db, f"chaos {time.monotonic_ns()}")
+    knobs = {
+        "epochs": 60,
+        "batch_size": 4,
+        "max_length": 64,
+        "lora_rank": 4,
+        "checkpoints": 20,
+        "evaluations": 1,
+    }
+    return Order(
+        team_id=team.id,
+        recipe="sft",
+        model=model,
+        dataset_version_id=a_dataset(db, team).id,
+        hyperparameters=knobs | hyperparameters,
+    )
+
+
+def submitted(model, **hyperparameters):
+    with transaction() as db:
+        return jobs.submit(db, an_order(db, model, **hyperparameters))
+
+
+def again(job):
+    with transaction() as db:
+        return db.get_one(Job, job.id)
+
+
+def stored(job):
+    """The steps of its stored checkpoints, newest first."""
+    with transaction() as db:
+        return [checkpoint.step for checkpoint in checkpoints.of(db, job.id)]
+
+
+def attempts(job):
+    with transaction() as db:
+        return db.exec(select(Attempt).where(Attempt.job_id == job.id).order_by(col(Attempt.number))).all()
+
+
+def ends(job, seconds=120):
+    """The job once it has ended."""
+    until(lambda: again(job).finished_at, seconds, f"{job.id} ends")
+    return again(job)
+
+
+def descendants(pid):
+    """Every process below that one, wherever its session."""
+    told = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in (line.split() for line in told.splitlines())}
+    found, fresh = set(), {pid}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
+
+
+def alive(pids):
+    """Those that still run (a zombie that waits for its reaper does not)."""
+
+    def state(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return "gone"
+
+    return {pid for pid in pids if state(pid) not in ("Z", "X", "gone")}
+
+
+def test_a_job_survives_kill_9_of_its_worker(live, model):
+    job = submitted(model)
+    queue.wake(job.slot)
+    until(lambda: len(stored(job)) >= 2, 60, "two checkpoints")
+    below = descendants(live.pid("worker"))
+    assert len(below) >= 2  # zygote and trainer
+    live.kill_worker()
+    killed = time.monotonic()
+    kept, reached = stored(job)[0], again(job).progress["step"]
+    until(lambda: not alive(below), 1.0, "no trainer outlives its worker by a second")
+    live.begin("worker")
+    assert ends(job).state == State.SUCCEEDED
+    first, *_, last = attempts(job)
+    assert (first.outcome, last.outcome) == (Outcome.LOST, Outcome.SUCCEEDED)
+    assert last.start_step >= kept
+    interval = again(job).progress["total_steps"] // 20 + 1
+    assert reached - last.start_step <= 2 * interval  # one interval, and a checkpoint that was on its way
+    assert again(job).attempts == 1  # what the machine did is not charged
+    assert time.monotonic() - killed < 120
+
+
+def test_a_drained_worker_gives_its_job_back_and_another_goes_on(live, model):
+    job = submitted(model, epochs=100)
+    queue.wake(job.slot)
+    until(lambda: again(job).progress.get("step"), 60, "the first step")
+    live.end("worker")
+    given_back = again(job)
+    assert (given_back.state, given_back.attempts) == (State.QUEUED, 0)
+    assert stored(job)[0] >= given_back.progress["step"]
+    with transaction() as db:
+        jobs.cancel(db, given_back, "the test has seen enough")
+    live.begin("worker")
+    live.await_worker()
+
+
+def test_a_lost_wake_up_costs_at_most_a_sweep(live, model):
+    job = submitted(model, epochs=1)  # and no wake-up
+    with redis.Redis.from_url(settings().redis_url) as broker:
+        broker.delete(queue.LIST)
+    until(lambda: again(job).started_at, settings().sweep_seconds + 4, "a sweep finds it")
+    assert ends(job).state == State.SUCCEEDED
+
+
+def test_two_beats_run_a_schedule_once(live, model):
+    second = subprocess.Popen(
+        beat_command(),
+        env=os.environ | live.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with transaction() as db:
+            order = an_order(db, model, epochs=1)
+            version = order.dataset_version_id
+            dataset_id = db.get_one(schedules.datasets.DatasetVersion, version).dataset_id
+            asked = {"recipe": "sft", "base_model": model, "hyperparameters": {"epochs": 0.1}}
+            schedule = schedules.create(
+                db,
+                team_id=order.team_id,
+                name="n",
+                cron="* * * * *",
+                zone="UTC",
+                dataset_id=dataset_id,
+                order=asked,
+            )
+            schedule.since = jobs.clock(db) - timedelta(seconds=61)
+        until(lambda: runs(schedule), 20, "a run")
+        time.sleep(3)  # both beats have ticked again
+        done = [run for run in runs(schedule) if run.outcome == RunOutcome.SUBMITTED]
+        nominal = [run.nominal for run in done]
+        assert len(nominal) == len(set(nominal)) >= 1
+        with transaction() as db:
+            made = db.exec(select(Job).where(Job.schedule_id == schedule.id)).all()
+            schedules.delete(db, schedule)
+        assert {job.id for job in made} == {run.job_id for run in done}
+    finally:
+        second.send_signal(signal.SIGTERM)
+        second.wait(20)
+
+
+def runs(schedule):
+    with transaction() as db:
+        return schedules.runs(db, schedule.id)
+
+
+def test_kill_9_of_the_zygote_gives_the_job_back_and_the_worker_recovers(live, model):
+    job = submitted(model)
+    queue.wake(job.slot)
+    until(lambda: stored(job), 60, "a checkpoint")
+    worker = live.pid("worker")
+    zygote = next(pid for pid in descendants(worker) if parent(pid) == worker and "zygote" in command(pid))
+    below = descendants(zygote)
+    os.kill(zygote, signal.SIGKILL)
+    until(lambda: not alive(below), 1.0, "no trainer outlives its zygote by a second")
+    job = ends(job)
+    assert (job.state, job.attempts) == (State.SUCCEEDED, 1)
+    with transaction() as db:
+        story = db.exec(select(Transition.reason).where(Transition.job_id == job.id)).all()
+    assert any("forks trainers" in reason for reason in story)
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def command(pid):
+    return Path(f"/proc/{pid}/cmdline").read_text()
