@@ -74,16 +74,17 @@ def show(job_id: str) -> str:
         job = own(db, job_id)
         recipe = recipes().get(job.recipe or "")
         stored = checkpoints.of(db, job.id)
+        curves = events.series(db, job.id, points=40) if job.kind is Kind.TRAIN else None
         return render_template(
             "jobs/show.html",
             job=job,
             recipe=recipe,
             stages=stage_bar(job),
             advice=ADVICE.get(job.reason_code or ""),
-            scores=score_rows(job, recipe),
+            scores=score_rows(job, recipe, curves),
             samples=sample_steps(events.samples(db, job.id)),
             logs=events.logs(db, job.id),
-            curves=events.series(db, job.id, points=40) if job.kind is Kind.TRAIN else None,
+            curves=curves,
             speed=newest_step(db, job),
             stored=stored,
             merged=merged_of(db, stored),
@@ -148,9 +149,14 @@ def stage_bar(job: Job) -> list[tuple[str, str]]:
     ]
 
 
-def score_rows(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
-    """Base against tuned on the held-out rows, one line for each metric of the recipe."""
-    base, tuned = job.scores.get("base", {}), job.scores.get("tuned", {})
+def score_rows(job: Job, recipe: Recipe | None, curves: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Base against tuned on the held-out rows, one line for each metric of the recipe.
+
+    Before the job has its final scores, those of the last evaluation.
+    """
+    measured = {name: values[-1] for name, values in curves["valid"].items() if values} if curves else {}
+    base = job.scores.get("base") or (curves or {}).get("base") or {}
+    tuned = job.scores.get("tuned") or measured
     if recipe is None or not (base or tuned):
         return []
     return [

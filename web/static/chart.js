@@ -5,6 +5,7 @@
 
   const HEIGHT = 318;
   const MOST = 4000; // points kept in memory; beyond, every second one goes
+  const WHOLE = [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 1e6]; // steps are whole
   let plot = null;
   let holder = null;
   const train = { step: [], loss: [] };
@@ -55,7 +56,7 @@
       height: HEIGHT,
       cursor: { drag: { x: true, y: false } },
       scales: { x: { time: false }, y: { distr: asked("log") ? 3 : 1 } },
-      axes: [{ ...axis, label: null }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : Number(tick.toPrecision(3)).toString())) }],
+      axes: [{ ...axis, incrs: WHOLE }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : Number(tick.toPrecision(3)).toString())) }],
       series: [
         { label: "step", value: (_, step) => (step == null ? "–" : step.toLocaleString()) },
         { label: "training", stroke: trained, width: 1.5, spanGaps: true, points: { show: train.step.length < 3 }, value: (_, v) => figure(v) },

@@ -46,7 +46,9 @@
       const bar = document.getElementById("live-bar");
       if (bar) [bar.max, bar.value] = [data.total_steps, step];
     }
-    put("live-eta", data.eta_seconds ? ` · ${span(data.eta_seconds)} left` : "");
+    const ends = new Date(Date.now() + 1000 * (data.eta_seconds ?? 0));
+    const clock = ends.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit" });
+    put("live-eta", data.eta_seconds ? ` · ${span(data.eta_seconds)} left (${clock})` : "");
   }
 
   // Reading, answering, packaging: so many of so many.
