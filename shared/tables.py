@@ -24,8 +24,18 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
 from shared.ids import new_id
-from shared.words import FINAL  # noqa: F401 - offered here with the other words
-from shared.words import EventType, Kind, LinkKind, Outcome, Ready, Role, RunOutcome, Slot, State
+from shared.words import (
+    FINAL,  # noqa: F401 - offered here with the other words
+    EventType,
+    Kind,
+    LinkKind,
+    Outcome,
+    Ready,
+    Role,
+    RunOutcome,
+    Slot,
+    State,
+)
 
 
 def now() -> datetime:

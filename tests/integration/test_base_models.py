@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from sqlmodel import Session
@@ -32,7 +33,7 @@ def upload(team: Team, stream: io.BytesIO) -> BaseModel:
     return base_models.upload(team_id=team.id, stream=stream, filename="tiny.zip", created_by=None)
 
 
-def imported(base: BaseModel, seconds: float = 120) -> BaseModel:
+def imported(base: BaseModel, seconds: float = 240) -> BaseModel:
     """The row once its import has ended."""
 
     def ended() -> BaseModel | None:
@@ -40,7 +41,7 @@ def imported(base: BaseModel, seconds: float = 120) -> BaseModel:
             row = db.get_one(BaseModel, base.id)
         return row if row.state in (Ready.READY, Ready.FAILED) else None
 
-    return until(ended, seconds, f"the import of {base.id}")  # type: ignore[invalid-return-type]
+    return cast(BaseModel, until(ended, seconds, f"the import of {base.id}"))
 
 
 def fetched(base: BaseModel, folder: Path) -> Path:
@@ -79,8 +80,8 @@ def test_smollm2_answers_sensibly_after_its_import(crew: Team, tmp_path: Path):
         "tokenizer.json",
         "generation_config.json",
     }
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.float32
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     given = tokenizer.apply_chat_template(
@@ -98,7 +99,8 @@ def test_minilm_puts_like_sentences_together_after_its_import(crew: Team, tmp_pa
     folder = fetched(base, tmp_path / "model")
     before = next(known for known in base_models.packaged() if known.id == base.id)
     assert base.facts == before.facts
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder)
     texts = [
         "A man plays the guitar.",
         "Someone makes music on an instrument.",

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 import pytest
@@ -29,8 +29,8 @@ def team(clean: None) -> Team:
 
 def upload(team: Team, data: bytes | BinaryIO, filename: str = "chat.jsonl", **more: str) -> File:
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
-    told = {"team_id": team.id, "filename": filename, "purpose": "fine-tune", "created_by": None} | more
-    return datasets.upload(stream=stream, **told)  # type: ignore[invalid-argument-type]
+    told: dict[str, Any] = {"purpose": "fine-tune", "created_by": None} | more
+    return datasets.upload(team_id=team.id, stream=stream, filename=filename, **told)
 
 
 def version_of(team: Team, name: str) -> DatasetVersion:

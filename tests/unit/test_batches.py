@@ -140,7 +140,7 @@ def test_what_cannot_be_honoured_fails_that_request_alone(name: str, value: Any)
 
 
 def test_values_that_ask_for_nothing_are_taken():
-    given = {
+    given: dict[str, Any] = {
         "n": 1,
         "tools": [],
         "logprobs": False,
