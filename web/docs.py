@@ -263,7 +263,8 @@ def fields(schema: dict[str, Any]) -> list[dict[str, Any]]:
 def kind(schema: dict[str, Any]) -> str:
     """A schema in a few words."""
     if "$ref" in schema:
-        return schema["$ref"].rsplit("/", 1)[1]
+        name = schema["$ref"].rsplit("/", 1)[1]
+        return f"list of {name[5:-1]}" if name.startswith("Page_") else name
     if "const" in schema:
         return f"«{schema['const']}»"
     if "enum" in schema:
