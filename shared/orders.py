@@ -197,7 +197,7 @@ def use_version(
     """The mapping of columns; empty while the import runs, which the job then waits for."""
     version = version_row(db, accepted.job.team_id, version_id, param)
     if version.state == Ready.READY:
-        return datasets.check(version, recipe, columns)
+        return datasets.check(version, recipe, columns, param=param)
     wait_for_version(accepted, version, param)
     return columns or {}
 

@@ -75,7 +75,7 @@ def training(trip: "Trip") -> dict[str, Any]:
         valid = db.get(DatasetVersion, job.valid_version_id) if job.valid_version_id else None
         columns = datasets.check(train, recipe, job.columns or None)
         if valid is not None:
-            datasets.check(valid, recipe, columns)
+            datasets.check(valid, recipe, columns, param="validation_file")
         facts = card(db, job, start.base, train)
         stored = checkpoints.of(db, job.id)
         if columns != job.columns and (own := leases.held_job(db, trip.lease_id)):
