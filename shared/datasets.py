@@ -27,12 +27,11 @@ from sqlmodel import Session, col, select
 from shared import archives, formats, model_files, queue, storage, uploads
 from shared.db import transaction
 from shared.errors import NotFound, Refused
-from shared.formats import Glance
+from shared.formats import HEAD, Glance
 from shared.ids import new_id
 from shared.recipe import Recipe
 from shared.tables import FINAL, Dataset, DatasetVersion, File, Job, Ready, Schedule, now
 
-HEAD = 8 * 1024**2  # of an upload, which the web looks at line by line
 PURPOSES = ("fine-tune", "batch", "base-model")
 NAME = 100
 
@@ -280,45 +279,52 @@ def versions(db: Session, dataset_id: str) -> Sequence[DatasetVersion]:
     return db.exec(wanted.order_by(col(DatasetVersion.number).desc())).all()
 
 
-def check(version: DatasetVersion, recipe: Recipe, columns: dict[str, str] | None = None) -> dict[str, str]:
+def check(
+    version: DatasetVersion,
+    recipe: Recipe,
+    columns: dict[str, str] | None = None,
+    *,
+    param: str = "training_file",
+) -> dict[str, str]:
     """The mapping {the recipe's column: the dataset's column} with which the recipe reads the rows.
 
     `columns` is what the user chose; without it the recipe recognises its columns. Raises Refused
-    where a column is missing, or where the importer found rows that the recipe cannot learn from.
+    where a column is missing, or where the importer found rows that the recipe cannot learn from; `param`
+    is the field that named the dataset.
     """
-    check_ready(version)
+    check_ready(version, param)
     names = [column["name"] for column in version.report["columns"]]
     fit = version.report["fits"].get(recipe.name)
     mapping = {mine: theirs for mine, theirs in (columns or {}).items() if theirs}
     if not mapping:
         if fit is None:
-            raise unfit(recipe, recipe.lacks(recipe.recognise(names) or {}), names)
+            raise unfit(recipe, recipe.lacks(recipe.recognise(names) or {}), names, param)
         mapping = fit["columns"]
-    check_mapping(recipe, mapping, names)
+    check_mapping(recipe, mapping, names, param)
     if fit is not None and fit["fatal"] and fit["columns"] == mapping:
-        raise from_findings(fit)
+        raise from_findings(fit, param)
     return mapping
 
 
-def check_ready(version: DatasetVersion) -> None:
+def check_ready(version: DatasetVersion, param: str) -> None:
     """Raises Refused unless the rows are there."""
     if version.state == Ready.FAILED:
         raise Refused(
             f"This dataset could not be read: {version.error}",
-            param="training_file",
+            param=param,
             code="invalid_training_file",
         )
     if version.state != Ready.READY:
         raise Refused(
             "This dataset is still being read. Wait until its import has ended.",
-            param="training_file",
+            param=param,
             code="dataset_not_ready",
             status=409,
             retry=True,
         )
 
 
-def check_mapping(recipe: Recipe, mapping: dict[str, str], names: list[str]) -> None:
+def check_mapping(recipe: Recipe, mapping: dict[str, str], names: list[str], param: str) -> None:
     """Raises Refused for columns that the recipe or the dataset does not have, or that are left out."""
     known = [column.name for column in recipe.columns]
     for mine, theirs in mapping.items():
@@ -335,29 +341,29 @@ def check_mapping(recipe: Recipe, mapping: dict[str, str], names: list[str]) -> 
                 code="missing_column",
             )
     if lacking := recipe.lacks(mapping):
-        raise unfit(recipe, lacking, names)
+        raise unfit(recipe, lacking, names, param)
 
 
-def unfit(recipe: Recipe, lacking: str | None, names: list[str]) -> Refused:
+def unfit(recipe: Recipe, lacking: str | None, names: list[str], param: str) -> Refused:
     """The refusal of a dataset whose columns do not suit the recipe."""
     why = lacking or f"{recipe.title} does not know these columns."
     return Refused(
         f"{why} The dataset has: {', '.join(names)}. Choose the columns, or rename them in the file.",
-        param="training_file",
+        param=param,
         code="missing_column",
     )
 
 
-def from_findings(fit: dict[str, Any]) -> Refused:
+def from_findings(fit: dict[str, Any], param: str) -> Refused:
     """The refusal that the first fatal finding makes; it says how many more there are."""
     fatal = [finding for finding in fit["findings"] if finding["fatal"]]
     more = f" There are {fit['fatal'] - 1} more rows like it." if fit["fatal"] > 1 else ""
-    return Refused(sentence(fatal[0]) + more, param="training_file", code="invalid_training_file")
+    return Refused(sentence(fatal[0]) + more, param=param, code="invalid_training_file")
 
 
 def sentence(finding: dict[str, Any]) -> str:
     """A finding with its place in the user's file."""
-    if finding["row"] is None or str(finding["row"]) in finding["message"]:
+    if finding["row"] is None or f"row {finding['row']}" in finding["message"].lower():
         return finding["message"]
     return f"Row {finding['row']}: {finding['message']}"
 

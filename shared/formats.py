@@ -18,6 +18,7 @@ from shared.errors import Refused
 
 MIB = 1024**2
 LINE = 10 * MIB  # the longest line or cell
+HEAD = 12 * MIB  # what a look at a file reads; more than a line, so that it sees where one ends
 COLUMNS = 1000
 DEPTH = 32  # of nested JSON
 ROW = "__row__"  # the column of Parquet files that keeps row numbers

@@ -194,11 +194,14 @@ def test_a_missing_column_is_named(db: Session, columns: dict | None, said: str,
 
 def test_a_fatal_finding_is_told_with_its_row(db: Session):
     version = a_dataset(db, a_team(db))
-    finding = {"row": 7, "column": "messages", "message": "The roles are in the wrong order.", "fatal": True}
+    finding = {"row": 1, "column": "messages", "message": "Message 1 is from nobody.", "fatal": True}
     fit = {"columns": {"messages": "messages"}, "findings": [finding], "fatal": 3, "skipped": 0}
     version.report = version.report | {"fits": {"sft": fit}}
-    with pytest.raises(Refused, match=r"Row 7: The roles are in the wrong order\. There are 2 more"):
+    with pytest.raises(Refused, match=r"Row 1: Message 1 is from nobody\. There are 2 more"):
         datasets.check(version, recipe.get("sft"))
+    with pytest.raises(Refused) as refusal:
+        datasets.check(version, recipe.get("sft"), param="validation_file")
+    assert refusal.value.param == "validation_file"
 
 
 def test_a_dataset_on_its_way_or_failed_is_not_trained_on(db: Session):
@@ -260,7 +263,7 @@ def test_a_worker_imports_what_was_uploaded(live: Live):
     with transaction() as db:
         team = a_team(db)
     good = upload(team, b"text,label\n" + b"hello,a\nbye,b\n" * 20, "letters.csv")
-    bad = upload(team, b'{"text": "x"}\n' * 700_000 + b"{oops\n", "letters.jsonl", dataset_name="bad")
+    bad = upload(team, b'{"text": "x"}\n' * 1_000_000 + b"{oops\n", "letters.jsonl", dataset_name="bad")
     version = datasets.await_import(version_of(team, good.id).id, 60)
     assert version.state == Ready.READY, version.error
     assert (version.rows, version.report["format"]) == (40, "csv")
@@ -268,6 +271,6 @@ def test_a_worker_imports_what_was_uploaded(live: Live):
     assert datasets.check(version, recipe.get("classification")) == {"text": "text", "label": "label"}
     failed = datasets.await_import(version_of(team, bad.id).id, 60)
     assert failed.state == Ready.FAILED
-    assert "Line 700001 is not JSON: it begins «{oops»" in (failed.error or "")
+    assert "Line 1000001 is not JSON: it begins «{oops»" in (failed.error or "")
     with transaction() as db:
         assert db.get_one(File, good.id).status == "processed"

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.formats import ROW
+from shared.formats import HEAD, ROW
 from worker.engine import importer
 from worker.engine.attempt import Attempt
 from worker.engine.events import Events
@@ -145,18 +145,18 @@ def test_large_whole_numbers_are_not_rounded(tmp_path: Path, number: int):
 
 
 def test_an_error_deep_in_a_large_file_names_its_row(tmp_path: Path):
-    data = lines(*({"text": f"row {n}" * 100} for n in range(20_000)))
-    assert len(data) > importer.HEAD
+    data = lines(*({"text": f"row {n}" * 100} for n in range(30_000)))
+    assert len(data) > HEAD
     error = imported(tmp_path, "a.jsonl", data + b"{oops\n").error
-    assert error["row"] == 20_001
-    assert "Line 20001 is not JSON: it begins «{oops»" in error["message"]
+    assert error["row"] == 30_001
+    assert "Line 30001 is not JSON: it begins «{oops»" in error["message"]
 
 
 def test_a_short_row_deep_in_a_table_names_its_row(tmp_path: Path):
-    data = b"text,label\n" + (b"some text " * 40 + b",a\n") * 22_000 + b"alone\n"
-    assert len(data) > importer.HEAD
+    data = b"text,label\n" + (b"some text " * 40 + b",a\n") * 32_000 + b"alone\n"
+    assert len(data) > HEAD
     error = imported(tmp_path, "a.csv", data).error
-    assert error["row"] == 22_002
+    assert error["row"] == 32_002
     assert "has 1 field, the header has 2" in error["message"]
 
 
@@ -263,6 +263,20 @@ def test_broken_parquet_is_refused(tmp_path: Path):
 def test_a_cell_over_10_mb_is_refused(tmp_path: Path):
     data = parquet(pa.table({"text": ["short", "x" * 11 * 2**20]}))
     assert "A cell of row 2 is larger than 10 MB" in imported(tmp_path, "a.parquet", data).error["message"]
+
+
+def test_a_file_that_unpacks_into_all_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importer, "MEMORY", 256 * 2**20)
+    once = pa.array(["x" * 9 * 2**20])
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), once)
+    data = parquet(pa.table({"text": column}))
+    assert len(data) < 2**20
+    assert "of memory" in imported(tmp_path, "a.parquet", data).error["message"]
+
+
+def test_a_line_that_ends_beyond_the_first_look_is_read(tmp_path: Path):
+    rows = [{"text": "x" * (9 * 2**20)}, {"text": "y" * (9 * 2**20)}]
+    assert imported(tmp_path, "a.jsonl", lines(*rows)).rows == rows
 
 
 def test_a_column_may_not_take_the_name_of_ours(tmp_path: Path):

@@ -152,6 +152,8 @@ def from_parquet(source: Path, path: Path, tell: Tell) -> Canonical:
                 writer.write_batch(plain_batch(batch, schema, made.rows))
                 made.rows = check_count(made.rows + batch.num_rows)
                 tell(made.rows, file.metadata.num_rows)
+    except MemoryError:
+        raise  # Arrow's own kind of it too; the importer says what it means
     except (pa.ArrowException, OSError) as wrong:
         if isinstance(wrong, OSError) and wrong.errno:
             raise  # this machine's disk
@@ -172,7 +174,7 @@ def rows_at_once(file: pq.ParquetFile) -> int:
     """How many rows of this file make a batch of bounded size, by what it says of itself."""
     groups = range(file.metadata.num_row_groups)
     size = sum(file.metadata.row_group(n).total_byte_size for n in groups)
-    return max(1, min(1024, BATCH_BYTES * file.metadata.num_rows // max(size, 1)))
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * file.metadata.num_rows // max(size, 1)))
 
 
 def plain_batch(batch: pa.RecordBatch, schema: pa.Schema, before: int) -> pa.RecordBatch:

@@ -16,14 +16,13 @@ from typing import Any, BinaryIO
 
 from shared import archives, formats
 from shared.errors import Refused
-from shared.formats import BadRow, Glance
+from shared.formats import HEAD, BadRow, Glance
 from worker.engine import base_model_import, canonical, described
 from worker.engine.attempt import DONE, Attempt
 from worker.engine.attempt import USER as USER_ERROR
 from worker.engine.events import Events
 
 MEMORY = 4 * 1024**3  # beyond what the process holds at its start
-HEAD = 8 * 1024**2
 
 
 def run(attempt: Attempt, events: Events) -> int:
@@ -116,7 +115,7 @@ def bounded_memory() -> Generator[None]:
         yield
     except MemoryError:
         raise Refused(
-            f"The file needs more than {MEMORY // 1024**3} GiB of memory to be read."
+            f"The file needs more than {MEMORY // formats.MIB:,} MiB of memory to be read."
             " Split its largest cells or rows over several.",
             param="file",
             code="file_too_large",
