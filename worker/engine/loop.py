@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from shared.learning.card import card
-from shared.recipe import wire_name
+from shared.recipe import Scores, wire_name
 from worker.engine import checkpoint, optim
 from worker.engine.attempt import DONE, STOPPED, Attempt, Diverged, Stop
 from worker.engine.data import portions
-from worker.engine.evaluation import evaluate, samples
+from worker.engine.evaluation import HeldOut, evaluate, samples
 from worker.engine.events import Events
 from worker.engine.run import Run, prepare, recompute
 from worker.engine.weights import autocast, is_adapter
@@ -147,7 +147,7 @@ def make_room(run: Run, lengths: list[int], wrong: Exception) -> None:
             "Memory ran out: smaller micro-batches from here on, more of them in a step. The result is the same.",
             "warn",
         )
-    elif not progress.checkpointing and hasattr(run.learner.model, "gradient_checkpointing_enable"):
+    elif not progress.checkpointing and hasattr(run.learner.model, "activation_checkpointing_enable"):
         progress.checkpointing = True
         recompute(run.learner)
         run.events.log(
@@ -204,7 +204,7 @@ def judge(run: Run) -> None:
     if run.held is None:
         return
     run.events.stage("evaluating")
-    scores = evaluate(run.recipe, run.learner, run.held, 2 * progress.budget, SEED_OF_EVALUATION)
+    scores = judged(run, run.held, 2 * progress.budget)
     progress.metrics = scores.metrics
     which = "base" if progress.step == 0 else "tuned"
     rows = len(run.held.rows)
@@ -215,6 +215,17 @@ def judge(run: Run) -> None:
         run.events.write("sample", {"samples": shown}, progress.step)
     if progress.step > 0:
         remember(run)
+
+
+def judged(run: Run, held: HeldOut, budget: int) -> Scores:
+    """The held-out scores; where memory runs out, in smaller batches."""
+    try:
+        return evaluate(run.recipe, run.learner, held, budget, SEED_OF_EVALUATION)
+    except torch.OutOfMemoryError:
+        if budget < max(held.items.lengths):
+            raise
+    torch.cuda.empty_cache()
+    return judged(run, held, budget // 2)
 
 
 def remember(run: Run) -> None:

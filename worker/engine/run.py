@@ -134,7 +134,7 @@ def recompute(learner: Learner) -> None:
     """Gradient checkpointing: layers are computed again in the backward pass, outside of the call that
     knows the layout of a packed batch, so batches are padded from here on.
     """
-    learner.model.gradient_checkpointing_enable({"use_reentrant": False})
+    learner.model.activation_checkpointing_enable({"use_reentrant": False})
     learner.packs = False
 
 
