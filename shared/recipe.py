@@ -24,7 +24,7 @@ from shared.errors import Refused
 
 def knob(default: Any, *, title: str, help: str = "", advanced: bool = False, **bounds: Any) -> Any:
     """A field of a Spec: what the form draws, the API checks and the docs list."""
-    extra = {"advanced": advanced}
+    extra: Any = {"advanced": advanced}
     return Field(default, title=title, description=help, json_schema_extra=extra, **bounds)
 
 

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -177,8 +178,9 @@ class Nursery:
         """Until the supervisor is gone."""
         while True:
             ready, _, _ = select.select([self.channel, self.lifeline, self.waker, *self.outputs], [], [])
-            for pipe in set(ready) & self.outputs.keys():
-                self.copy(pipe)
+            for pipe in list(self.outputs):
+                if pipe in ready:
+                    self.copy(pipe)
             if self.waker in ready:
                 os.read(self.waker, PACKET)
                 self.reap()
@@ -242,7 +244,7 @@ class Nursery:
         except SystemExit as end:
             code = int(end.code or 0)
         except BaseException:  # noqa: BLE001 - the last line of a process
-            sys.excepthook(*sys.exc_info())
+            traceback.print_exc()
         finally:
             with suppress(Exception):
                 sys.stdout.flush()

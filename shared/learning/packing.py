@@ -144,7 +144,7 @@ def packed_attention(layout: Layout, query: Any, key: Any, value: Any, named: di
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    how = {"scale": named.get("scaling"), "dropout_p": named.get("dropout", 0.0)}
+    how: dict[str, Any] = {"scale": named.get("scaling"), "dropout_p": named.get("dropout", 0.0)}
     seen = windowed(layout.mask, layout.shared, named.get("sliding_window"))
     rows = [part[0][:, layout.rows].transpose(0, 1) for part in (query, key, value)]
     count = len(layout.rows)

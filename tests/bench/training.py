@@ -102,13 +102,13 @@ def burnish(told: argparse.Namespace) -> dict[str, float]:
 def trl(told: argparse.Namespace) -> dict[str, float]:
     """One epoch by TRL's SFTTrainer with its defaults; batch, rank and targets as ours."""
     import torch
-    from datasets import Dataset
+    from datasets import Dataset  # ty: ignore[import-not-found] - of the extra `bench`
     from peft import LoraConfig
     from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer  # ty: ignore[import-not-found] - of the extra `bench`
 
     torch.set_num_threads(told.threads)
-    devices = {"use_cpu": True, "bf16": False} if not torch.cuda.is_available() else {}
+    devices: dict[str, Any] = {"use_cpu": True, "bf16": False} if not torch.cuda.is_available() else {}
     arguments = SFTConfig(
         output_dir=str(Path(told.folder) / f"trl-{time.time_ns()}"),
         per_device_train_batch_size=told.batch_size,

@@ -95,10 +95,14 @@ def test_packing_gives_the_numbers_of_other_architectures(window: int | None):
     from shared.learning.packing import NAME, prepare, works
 
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 99}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": window}
-    config = MistralConfig(**small, **heads, attn_implementation="sdpa")
-    model = prepare(MistralForCausalLM(config))
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "vocab_size": 99,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": window}
+    model = prepare(MistralForCausalLM(MistralConfig(**small, **heads)))
     assert model.config._attn_implementation == NAME
     assert works(model)
 
@@ -138,7 +142,7 @@ def test_an_adapter_is_read_by_plain_peft_and_its_merged_model_answers_alike(
     exported = write_attempt(tmp_path / "export", **given)
     assert run_here(exported) == 0
     plain = AutoModelForCausalLM.from_pretrained(fields["base_model"])
-    tokenizer = AutoTokenizer.from_pretrained(servable)
+    tokenizer: Any = AutoTokenizer.from_pretrained(servable)
     ids = tokenizer("What is rain?", return_tensors="pt")
     with torch.no_grad():
         before = plain(**ids).logits
@@ -155,11 +159,13 @@ def test_full_weights_are_read_by_plain_transformers(fields: dict[str, Any], tmp
     trained = write_attempt(tmp_path / "trained", **fields)
     assert run_here(trained) == 0
     servable = checkpoints(trained)[-1] / "servable"
-    model, told = AutoModelForCausalLM.from_pretrained(servable, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(servable, output_loading_info=True)
+    model, told = loaded
     assert not told["missing_keys"]
     assert not told["unexpected_keys"]
     assert "burnish" not in (servable / "config.json").read_text(), "our name for attention stays with us"
-    assert AutoTokenizer.from_pretrained(servable).chat_template
+    tokenizer: Any = AutoTokenizer.from_pretrained(servable)
+    assert tokenizer.chat_template
     assert model.num_parameters() < 100_000
 
 

@@ -66,13 +66,14 @@ def prepare(attempt: Attempt, events: Events) -> Run:
     events.stage("preparing")
     recipe, spec = attempt.method, attempt.knobs
     where = weights.device(attempt)
-    rows = Rows(required(attempt.train), recipe, attempt.columns)
+    path = required(attempt.train)
+    rows = Rows(path, recipe, attempt.columns)
     more = Rows(attempt.valid, recipe, attempt.columns) if attempt.valid else None
     every = Both(rows, more) if more is not None else rows
     facts = weights.known(attempt).get("facts") if attempt.resume else None
     learner = Learner(spec=spec, facts=facts or recipe.facts(every, spec), source=attempt.base_model)
     learner.tokenizer = recipe.load_tokenizer(weights.source(attempt), every, spec)
-    items = encode(rows, attempt.train, learner, recipe, attempt.cache, events)
+    items = encode(rows, path, learner, recipe, attempt.cache, events)
     learning, held = divided(attempt, learner, rows, more, items, events)
     plan = Plan(learning, [items.lengths[place] for place in learning], spec, attempt.seed)
     weights.load(recipe, learner, attempt, train=True)
