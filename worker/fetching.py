@@ -116,7 +116,7 @@ def inference(trip: "Trip") -> dict[str, Any]:
         file = db.get(File, job.file_id) if job.file_id else None
     requests = trip.folder / REQUESTS
     if version is not None:
-        datasets.check_ready(version)
+        datasets.check_ready(version, "dataset")
         given = job.spec["sampling"]
         rows = batches.requests_from_dataset(
             trip.machine.cache.dataset(version), recipe, job.columns or None, given

@@ -415,7 +415,7 @@ def test_an_upload_is_imported_and_then_trains_the_job_that_waits_for_it(team, t
 
 def test_an_upload_that_cannot_be_read_fails_with_its_row(team, machine):
     good = json.dumps(CHAT[0] | {"note": "x" * 10_000}).encode() + b"\n"
-    rows = good * 600 + b"{oops\n"  # beyond what is looked at while the upload waits
+    rows = good * 1300 + b"{oops\n"  # beyond what is looked at while the upload waits
     file = datasets.upload(
         team_id=team.id, stream=io.BytesIO(rows), filename="chat.jsonl", purpose="fine-tune", created_by=None
     )
@@ -423,5 +423,5 @@ def test_an_upload_that_cannot_be_read_fails_with_its_row(team, machine):
     with transaction() as db:
         version = db.exec(select(DatasetVersion).where(DatasetVersion.file_id == file.id)).one()
         assert version.state == Ready.FAILED
-        assert "Line 601 is not JSON" in version.error
+        assert "Line 1301 is not JSON" in version.error
         assert db.get_one(File, file.id).status == "error"
