@@ -1,5 +1,7 @@
 """Datasets: what there is, the upload, and a version with its rows, statistics and findings."""
 
+import json
+from io import BytesIO
 from typing import Any
 
 from flask import Blueprint, flash, g, jsonify, redirect, render_template, request
@@ -73,6 +75,18 @@ def take(sent: FileStorage | None, name: str) -> DatasetVersion:
     with transaction() as db:
         found = select(DatasetVersion).where(DatasetVersion.file_id == file.id)
         return db.exec(found.order_by(col(DatasetVersion.number).desc())).one()
+
+
+@pages.post("/datasets/sample")
+def sample() -> Response:
+    """A dataset of the recipe's own example rows, to try the road without data of one's own."""
+    recipe = recipes().get(request.form.get("recipe", ""))
+    if recipe is None:
+        raise Refused("There are no sample rows for this recipe.", param="recipe", status=422)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recipe.example)
+    sent = FileStorage(BytesIO(lines.encode()), filename=f"sample-{recipe.name}.jsonl")
+    version = take(sent, f"sample {recipe.name}")
+    return redirect(f"/datasets/{version.dataset_id}?version={version.number}", 303)
 
 
 @pages.get("/datasets/<dataset_id>")

@@ -126,11 +126,12 @@ def add_scores(db: Session, lines: list[Line]) -> None:
         if isinstance(value, int | float):
             curves.setdefault(job_id, []).append(value)
     for job_id, line in trained.items():
-        line.spark = polyline(curves.get(job_id, []))
+        curve = curves.get(job_id, [])
+        line.spark = polyline(curve)
         metric = recipes()[line.job.recipe or ""].metrics[0]
-        tuned = line.job.scores.get("tuned", {}).get(metric.name)
+        tuned = line.job.scores.get("tuned", {}).get(metric.name, curve[-1] if len(curve) > 1 else None)
         if tuned is not None:
-            base = line.job.scores.get("base", {}).get(metric.name)
+            base = line.job.scores.get("base", {}).get(metric.name, curve[0] if curve else None)
             line.score = {
                 "metric": metric,
                 "tuned": tuned,

@@ -149,6 +149,7 @@ def drawn(db: Session, draft: Draft, wrong: dict[str, str]) -> str:
     """The page for a draft, with a sentence beside each field that is wrong."""
     version = version_of(db, draft.dataset) if draft.dataset else None
     columns = mapping(draft, version)
+    versions = versions_for(db)
     models = models_for(db, draft.recipe)
     if not draft.model:
         draft.model = draft.recipe.default_base_model
@@ -168,11 +169,12 @@ def drawn(db: Session, draft: Draft, wrong: dict[str, str]) -> str:
         draft=draft,
         wrong=wrong,
         recipes=recipes(),
-        versions=versions_for(db),
+        versions=versions,
         version=version,
-        version_options=[(v.id, f"{d.name} v{v.number}") for v, d in versions_for(db)],
+        version_options=[(v.id, f"{d.name} v{v.number}") for v, d in versions],
         names=[column["name"] for column in version.report.get("columns", [])] if version else [],
         columns=columns,
+        mapped=bool(columns) and not draft.recipe.lacks(columns),
         models=models,
         knobs=forms.knobs(draft.recipe.spec),
         quote=told,

@@ -114,6 +114,7 @@ POLICY: dict[str, Rule] = {
     "batches.submit": MEMBER,
     "datasets.index": VIEWER,
     "datasets.upload": MEMBER,
+    "datasets.sample": MEMBER,
     "datasets.show": VIEWER,
     "datasets.delete": OWNER,
     "models.index": VIEWER,

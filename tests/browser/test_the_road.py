@@ -57,8 +57,12 @@ def tiny(page: Page) -> str:
 
 
 def state(page: Page, word: str, minutes: float = 3) -> None:
-    """Wait until the job page says so by itself."""
-    expect(page.locator("#job .title .chip")).to_have_text(word, timeout=int(minutes * MINUTES))
+    """Wait until the job page says so by itself; where it ends otherwise, tell why."""
+    chip = page.locator("#job .title .chip")
+    expect(chip).to_have_text(re.compile("succeeded|failed|cancelled"), timeout=int(minutes * MINUTES))
+    cause = page.locator(".cause")
+    told = cause.inner_text() + page.locator("#log").inner_text() if cause.count() else ""
+    assert chip.inner_text() == word, told
 
 
 def test_the_one_time_password_opens_the_door_once_and_must_be_changed(visit: Visit):
@@ -97,6 +101,13 @@ def test_an_upload_shows_its_rows_its_columns_and_what_is_wrong_with_which_row(o
     expect(owner.page.get_by_text("Row 18", exact=False).first).to_be_visible()
     expect(owner.page.locator(".spread").get_by_text("yes").first).to_be_visible()
     expect(owner.page.get_by_text("fits", exact=True)).to_be_visible()
+
+
+def test_sample_rows_are_one_click_away(owner: Visit):
+    page = owner.go("/datasets")
+    page.get_by_role("button", name="Try sample rows: text classification").click()
+    page.wait_for_url(re.compile(r"/datasets/ds-"))
+    expect(page.get_by_text("First rows")).to_be_visible(timeout=2 * MINUTES)
 
 
 def test_what_is_no_dataset_is_refused_beside_the_field(owner: Visit, tmp_path: Path):
