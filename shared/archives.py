@@ -19,6 +19,7 @@ UNPACKED = 16 * 1024**3
 RATIO = 100  # unpacked to packed, beyond the first 10 MiB
 SMALL = 10 * 1024**2
 CHUNK = 1024**2
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, zlib.error, struct.error)
 END, END64, LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 
 
@@ -30,9 +31,9 @@ def members(file: BinaryIO) -> list[zipfile.ZipInfo]:
     check_directory(file)
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as wrong:
+    except DAMAGED as wrong:
         raise refused(f"The zip is broken ({wrong}). Pack it again, or upload it again.") from None
-    found = [entry for entry in archive.infolist() if not entry.is_dir()]
+    found = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
     for entry in found:
         check_member(entry)
     if sum(entry.file_size for entry in found) > UNPACKED:
@@ -78,7 +79,13 @@ def check_member(entry: zipfile.ZipInfo) -> None:
     name = quoted(entry.filename)
     parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
     # zipfile cuts names at a zero byte and hides it: the original name tells
-    if ".." in parts or entry.filename[:1] in "/\\" or ":" in entry.filename or "\0" in entry.orig_filename:
+    if (
+        not parts
+        or ".." in parts
+        or entry.filename[0] in "/\\"
+        or ":" in entry.filename
+        or "\0" in entry.orig_filename
+    ):
         raise refused(
             f"The zip holds «{name}», a path outside its own folder. Pack the plain folder again.",
             "unsafe_path",
@@ -127,7 +134,7 @@ def unpack(file: BinaryIO, entry: zipfile.ZipInfo, path: Path) -> None:
                         f"«{quoted(entry.filename)}» unpacks to more than the zip announces.", "zip_bomb"
                     )
                 target.write(piece)
-    except (zipfile.BadZipFile, EOFError, zlib.error) as wrong:
+    except DAMAGED as wrong:
         raise refused(f"«{quoted(entry.filename)}» in the zip is damaged ({wrong}). Pack it again.") from None
 
 
@@ -136,7 +143,7 @@ def head_of(file: BinaryIO, entry: zipfile.ZipInfo, length: int) -> bytes:
     try:
         with zipfile.ZipFile(file) as archive, archive.open(entry) as source:
             head = source.read(length)
-    except (zipfile.BadZipFile, EOFError, zlib.error) as wrong:
+    except DAMAGED as wrong:
         raise refused(f"«{quoted(entry.filename)}» in the zip is damaged ({wrong}). Pack it again.") from None
     if head.startswith(b"PK\x03\x04") or foreign_kind(head).endswith("archive"):
         raise refused(

@@ -4,10 +4,14 @@ import io
 import pickle
 import stat
 import struct
+import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from shared import archives
 from shared.errors import Refused
@@ -30,6 +34,7 @@ def refusal_of(buffer: io.BytesIO) -> Refused:
 @pytest.mark.parametrize(
     "name",
     [
+        "",
         "../a.csv",
         "x/../../a.csv",
         "/etc/passwd",
@@ -137,3 +142,17 @@ def test_litter_of_desktops_does_not_count():
 
 def test_two_files_are_refused_by_name():
     assert "«a.csv», «b.csv»" in refusal_of(zipped({"a.csv": b"1", "b.csv": b"2"})).message
+
+
+@settings(max_examples=300, deadline=None)
+@given(flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+@example(flips=[(0, 0)])
+def test_no_flipped_byte_of_a_zip_crashes_the_look(flips: list[tuple[int, int]]):
+    data = bytearray(zipped({"a.csv": b"text,label\n" + b"hello,a\n" * 50, "__MACOSX/x": b"y"}).getvalue())
+    for place, value in flips:
+        data[place % len(data)] = value
+    buffer = io.BytesIO(bytes(data))
+    with tempfile.TemporaryDirectory() as folder, suppress(Refused):
+        entry = archives.single(buffer)
+        archives.head_of(buffer, entry, 1000)
+        archives.unpack(buffer, entry, Path(folder) / "x")

@@ -6,9 +6,12 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from shared import model_files
@@ -173,3 +176,13 @@ def test_what_is_no_zip_is_refused():
     for data in (b"", b"{}", pickle.dumps({}), WEIGHTS):
         with pytest.raises(Refused, match="Upload a zip"):
             model_files.check_zip(io.BytesIO(data))
+
+
+@settings(max_examples=300, deadline=None)
+@given(flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_no_flipped_byte_of_a_model_crashes_the_look(flips: list[tuple[int, int]]):
+    data = bytearray(zipped(GOOD).getvalue())
+    for place, value in flips:
+        data[place % len(data)] = value
+    with suppress(Refused):
+        model_files.check_zip(io.BytesIO(bytes(data)))
