@@ -428,8 +428,7 @@ def delete(db: Session, job: Job, actor: str) -> None:
     if user := orders.using_checkpoints_of(db, job.id):
         raise Refused(f"{user} still needs a checkpoint of {job.id}.", code="checkpoint_in_use")
     job.deleted_at = clock(db)
-    for checkpoint in db.exec(select(Checkpoint).where(Checkpoint.job_id == job.id)):
-        checkpoint.deleted_at = checkpoint.deleted_at or job.deleted_at
+    settling.give_up(db, job)
     note(db, job, actor, "deleted")
 
 

@@ -8,6 +8,7 @@ from sqlmodel import Session, col, select
 from shared.tables import (
     Artifact,
     BaseModel,
+    Checkpoint,
     DatasetVersion,
     File,
     Job,
@@ -51,6 +52,14 @@ def fail_what_it_makes(db: Session, job: Job) -> None:
         db.exec(unread.values(status="error", status_details=told))
     unmade = (col(Artifact.job_id) == job.id, col(Artifact.state) == Ready.BUILDING)
     db.connection().execute(update(Artifact).where(*unmade).values(**failed))
+
+
+def give_up(db: Session, job: Job) -> None:
+    """The checkpoints and files of a deleted job are no longer there for anybody; their bytes go later."""
+    files = select(Artifact.file_id).where(Artifact.job_id == job.id)
+    own = (col(Checkpoint.job_id) == job.id, col(Checkpoint.deleted_at).is_(None))
+    db.exec(update(Checkpoint).where(*own).values(deleted_at=job.deleted_at))
+    db.exec(update(File).where(col(File.id).in_(files)).values(deleted_at=job.deleted_at))
 
 
 def waiting_for(db: Session, job: Job) -> Sequence[Job]:

@@ -10,9 +10,10 @@ from typing import Any
 
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 
-from shared import jobs, queue, ranking, schedules, workers
+from shared import jobs, queue, ranking, schedules, storage, workers
 from shared.db import transaction
 from shared.tables import Slot
+from worker import janitor
 from worker.contact import AWAY
 from worker.machine import Machine
 
@@ -92,6 +93,10 @@ def sweep() -> None:
     for slot, count in wanted.items():
         for _ in range(count):
             queue.wake(slot)
+    try:
+        janitor.tidy()
+    except (*AWAY, storage.Away) as away:
+        log.warning("What was deleted is removed later: %s", away)
 
 
 @app.task(name=queue.TICK)

@@ -15,7 +15,13 @@ def job(db):
 
 @pytest.fixture
 def lease(db, job):
-    return jobs.claim(db, a_worker(db).id, job.slot).lease_id
+    return leased(db, job)
+
+
+def leased(db, job):
+    attempt = jobs.claim(db, a_worker(db).id, job.slot)
+    assert attempt
+    return attempt.lease_id
 
 
 def line(seq, kind="step", step=None, **data):
@@ -40,7 +46,7 @@ def test_reading_goes_on_after_the_cursor_and_by_type(db, job, lease):
     events.append(db, lease, job, [line(1), line(2, "log", message="hello"), line(3)])
     first = events.after(db, job.id, limit=2)
     assert [e.seq for e in first] == [1, 2]
-    assert [e.seq for e in events.after(db, job.id, first[-1].id)] == [3]
+    assert [e.seq for e in events.after(db, job.id, first[-1].id or 0)] == [3]
     assert [e.seq for e in events.after(db, job.id, types=["log"])] == [2]
 
 
@@ -70,7 +76,7 @@ def test_a_short_history_is_shown_whole(db, job, lease):
 def test_a_resumed_attempt_overwrites_the_steps_that_it_repeats(db, job, lease):
     events.append(db, lease, job, [line(n, loss=1.0) for n in range(1, 11)])
     jobs.finish(db, lease, Outcome.RELEASED)
-    second = jobs.claim(db, a_worker(db).id, job.slot).lease_id
+    second = leased(db, job)
     events.append(db, second, job, [line(n, step=n + 5, loss=2.0) for n in range(1, 11)])
     train = events.series(db, job.id)["train"]
     assert dict(zip(train["step"], train["loss"], strict=True)) == {

@@ -85,8 +85,7 @@ class Life(RuleBasedStateMachine):
     def finish(self, number, outcome, step):
         attempt = self.pick(self.believed, number)
         jobs.report(self.db, attempt.lease_id, progress={"step": step})
-        reason = {"reason_code": "x", "reason": "something"}
-        self.told(attempt, jobs.finish(self.db, attempt.lease_id, outcome, **reason))
+        self.told(attempt, jobs.finish(self.db, attempt.lease_id, outcome, reason_code="x", reason="y"))
 
     @precondition(lambda self: self.believed)
     @rule(number=PICK)

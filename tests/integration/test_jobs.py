@@ -50,6 +50,13 @@ def a_light_job(db, team, **fields):
     return a_job(db, team, Kind.EXPORT, **fields)
 
 
+def claimed(db, worker_id, slot):
+    """The next attempt; there is one."""
+    attempt = jobs.claim(db, worker_id, slot)
+    assert attempt is not None
+    return attempt
+
+
 def story(db, job):
     """The states that the timeline tells, with who and why."""
     lines = db.exec(select(Transition).where(Transition.job_id == job.id).order_by(col(Transition.id)))
@@ -160,7 +167,7 @@ def test_a_job_waits_for_the_imports_of_its_data_and_its_base_model(db, team, wo
     assert base.import_job_id in settling.unfinished(db, again.id)  # not imported twice
     assert jobs.claim(db, worker.id, "compute") is None
     for number in range(2):
-        imported = jobs.claim(db, worker.id, "light")
+        imported = claimed(db, worker.id, "light")
         assert imported.job_id in waits
         jobs.finish(db, imported.lease_id, Outcome.SUCCEEDED)
         assert settling.woken_by(db, imported.job_id) == {"compute"}
@@ -172,13 +179,13 @@ def test_a_job_fails_with_the_import_that_it_waits_for(db, team, worker):
     version.state = Ready.BUILDING
     imports = jobs.submit_import(db, team_id=team.id, version_id=version.id, file_id=version.file_id)
     job = jobs.submit(db, an_order(db, team, dataset_version_id=version.id))
-    attempt = jobs.claim(db, worker.id, "light")
+    attempt = claimed(db, worker.id, "light")
     told = "Row 17 is not JSON: «{oops»."
     jobs.finish(db, attempt.lease_id, Outcome.FAILED, reason_code="invalid_json", reason=told)
     db.refresh(job)
     db.refresh(version)
     assert (imports.state, job.state) == (State.FAILED, State.FAILED)
-    assert told in job.reason
+    assert told in (job.reason or "")
     assert job.reason_param == "training_file"
     assert (version.state, version.error) == (Ready.FAILED, told)
     with pytest.raises(Refused, match="Row 17"):
@@ -222,19 +229,19 @@ def test_teams_share_what_is_there_however_long_their_queues_are(db, worker):
         a_light_job(db, greedy)
     for _ in range(5):
         a_light_job(db, modest)
-    claimed = [jobs.claim(db, worker.id, "light") for _ in range(10)]
+    claimed = [claimed(db, worker.id, "light") for _ in range(10)]
     assert Counter(attempt.team_id for attempt in claimed) == {greedy.id: 5, modest.id: 5}
 
 
 def test_the_team_that_used_less_goes_first(db, worker):
     heavy, light = a_team(db), a_team(db)
     a_light_job(db, heavy)
-    used = jobs.claim(db, worker.id, "light")
+    used = claimed(db, worker.id, "light")
     used.started_at -= timedelta(hours=2)
     jobs.finish(db, used.lease_id, Outcome.SUCCEEDED)
     for team in (heavy, heavy, light, light):
         a_light_job(db, team)
-    order = [jobs.claim(db, worker.id, "light").team_id for _ in range(4)]
+    order = [claimed(db, worker.id, "light").team_id for _ in range(4)]
     assert order == [light.id, light.id, heavy.id, heavy.id]
 
 
@@ -247,14 +254,14 @@ def test_priority_goes_first_and_age_wins_in_the_end(db, team, worker):
     old.rank_at -= timedelta(hours=2)
     db.flush()
     assert [jobs.position(db, job) for job in (old, plain, urgent)] == [1, 3, 2]
-    order = [jobs.claim(db, worker.id, "compute").job_id for _ in range(3)]
+    order = [claimed(db, worker.id, "compute").job_id for _ in range(3)]
     assert order == [old.id, urgent.id, plain.id]
 
 
 def test_a_job_with_a_pause_is_passed_over(db, team, worker):
     later = a_light_job(db, team, run_after=jobs.clock(db) + timedelta(hours=1))
     now = a_light_job(db, team)
-    assert jobs.claim(db, worker.id, "light").job_id == now.id
+    assert claimed(db, worker.id, "light").job_id == now.id
     assert jobs.claim(db, worker.id, "light") is None
     assert later.state == State.QUEUED
 
@@ -272,7 +279,7 @@ def test_a_job_that_somebody_cancels_just_now_is_passed_over_without_waiting(cle
     with transaction() as cancelling:
         jobs.cancel(cancelling, first, "somebody")
         with transaction() as claiming:
-            assert jobs.claim(claiming, worker, "light").job_id == second.id
+            assert claimed(claiming, worker, "light").job_id == second.id
 
 
 # --- the lease --------------------------------------------------------------------------------------
@@ -280,7 +287,7 @@ def test_a_job_that_somebody_cancels_just_now_is_passed_over_without_waiting(cle
 
 def test_a_lost_lease_queues_the_job_again(db, team, worker, a_server_up_for_long):
     job = a_light_job(db, team)
-    attempt = jobs.claim(db, worker.id, "light")
+    attempt = claimed(db, worker.id, "light")
     age(db, attempt, 100)
     assert jobs.reap(db) == 0  # a suspect at first
     db.refresh(attempt)
@@ -290,12 +297,12 @@ def test_a_lost_lease_queues_the_job_again(db, team, worker, a_server_up_for_lon
     assert (job.state, job.attempts, job.attempt_id) == (State.QUEUED, 0, None)
     assert (attempt.outcome, attempt.reason_code) == (Outcome.LOST, "lost")
     assert story(db, job)[-1][:2] == ("queued", "reaper")
-    assert jobs.claim(db, worker.id, "light").number == 2
+    assert claimed(db, worker.id, "light").number == 2
 
 
 def test_a_renewal_clears_the_suspicion(db, team, worker, a_server_up_for_long):
     a_light_job(db, team)
-    attempt = jobs.claim(db, worker.id, "light")
+    attempt = claimed(db, worker.id, "light")
     age(db, attempt, 100)
     jobs.reap(db)
     assert jobs.renew(db, attempt.lease_id) == jobs.Orders()
@@ -304,10 +311,10 @@ def test_a_renewal_clears_the_suspicion(db, team, worker, a_server_up_for_long):
 
 def test_a_lost_workers_word_is_ignored(db, team, worker, a_server_up_for_long):
     job = a_light_job(db, team)
-    lost = jobs.claim(db, worker.id, "light")
+    lost = claimed(db, worker.id, "light")
     age(db, lost, 100)
     reap_all(db)
-    holder = jobs.claim(db, worker.id, "light")
+    holder = claimed(db, worker.id, "light")
     assert jobs.renew(db, lost.lease_id) is None
     assert jobs.held(db, lost.lease_id) is None
     assert jobs.report(db, lost.lease_id, stage="training") is False
@@ -323,7 +330,7 @@ def test_a_lost_workers_word_is_ignored(db, team, worker, a_server_up_for_long):
 
 def test_nothing_is_reaped_within_a_lease_of_the_databases_start(db, team, worker, monkeypatch):
     a_light_job(db, team)
-    age(db, jobs.claim(db, worker.id, "light"), 10**6)
+    age(db, claimed(db, worker.id, "light"), 10**6)
     up = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")
     monkeypatch.setattr(settings(), "lease_seconds", float(db.connection().execute(up).scalar_one()) + 60)
     assert reap_all(db) == 0
@@ -334,7 +341,7 @@ def test_when_most_leases_run_out_at_once_the_reaper_waits_another_lease(db, tea
     monkeypatch.setattr(settings(), "heartbeat_seconds", 0.001)
     for _ in range(5):
         a_light_job(db, team)
-        age(db, jobs.claim(db, worker.id, "light"), 100)
+        age(db, claimed(db, worker.id, "light"), 100)
     jobs.reap(db)
     time.sleep(0.05)  # longer than a heartbeat, shorter than a lease
     assert jobs.reap(db) == 0
@@ -347,9 +354,10 @@ def test_when_most_leases_run_out_at_once_the_reaper_waits_another_lease(db, tea
 
 def test_a_finish_after_a_cancel_request_ends_cancelled_and_keeps_the_checkpoint(db, team, worker):
     job = a_job(db, team)
-    attempt = jobs.claim(db, worker.id, "compute")
+    attempt = claimed(db, worker.id, "compute")
     stored = {"step": 5, "epoch": 1.0, "metrics": {}, "adapter": True, "prefix": "x/", "manifest": []}
     kept = checkpoints.record(db, attempt.lease_id, **stored)
+    assert kept
     jobs.cancel(db, job, "somebody")
     assert jobs.renew(db, attempt.lease_id) == jobs.Orders(cancel=True)
     assert jobs.finish(db, attempt.lease_id, Outcome.SUCCEEDED, best_checkpoint_id=kept.id) == State.CANCELLED
@@ -358,7 +366,7 @@ def test_a_finish_after_a_cancel_request_ends_cancelled_and_keeps_the_checkpoint
 
 def test_a_cancel_after_the_finish_is_refused(db, team, worker):
     job = a_light_job(db, team)
-    jobs.finish(db, jobs.claim(db, worker.id, "light").lease_id, Outcome.SUCCEEDED)
+    jobs.finish(db, claimed(db, worker.id, "light").lease_id, Outcome.SUCCEEDED)
     with pytest.raises(Refused, match="succeeded already"):
         jobs.cancel(db, job, "somebody")
 
@@ -370,7 +378,7 @@ def test_cancel_and_finish_at_once_agree_with_the_timeline(clean):
         with transaction() as db:
             job = a_light_job(db, team)
         with transaction() as db:
-            lease = jobs.claim(db, worker, "light").lease_id
+            lease = claimed(db, worker, "light").lease_id
         start = threading.Barrier(2)
 
         def cancel(job=job, start=start):
@@ -409,7 +417,7 @@ def test_a_lost_job_that_was_to_be_cancelled_is_cancelled_by_the_reaper(
     db, team, worker, a_server_up_for_long
 ):
     job = a_light_job(db, team)
-    attempt = jobs.claim(db, worker.id, "light")
+    attempt = claimed(db, worker.id, "light")
     jobs.cancel(db, job, "somebody")
     age(db, attempt, 100)
     assert reap_all(db) == 1
@@ -419,13 +427,13 @@ def test_a_lost_job_that_was_to_be_cancelled_is_cancelled_by_the_reaper(
 
 def test_a_paused_job_goes_on_when_it_is_resumed(db, team, worker):
     job = a_light_job(db, team)
-    attempt = jobs.claim(db, worker.id, "light")
+    attempt = claimed(db, worker.id, "light")
     jobs.pause(db, job, "somebody")
     assert jobs.renew(db, attempt.lease_id) == jobs.Orders(pause=True)
     assert jobs.finish(db, attempt.lease_id, Outcome.RELEASED) == State.PAUSED
     assert jobs.claim(db, worker.id, "light") is None
     jobs.resume(db, job, "somebody")
-    assert jobs.claim(db, worker.id, "light").number == 2
+    assert claimed(db, worker.id, "light").number == 2
     assert job.attempts == 1  # the pause was not charged
 
 
@@ -435,7 +443,7 @@ def test_a_paused_job_goes_on_when_it_is_resumed(db, team, worker):
 def crash(db, worker, job, step, reason_code="sigsegv"):
     """One more attempt that crashes at that step; the pause before it is passed."""
     db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=None))
-    attempt = jobs.claim(db, worker.id, job.slot)
+    attempt = claimed(db, worker.id, job.slot)
     jobs.report(db, attempt.lease_id, progress={"step": step})
     return jobs.finish(db, attempt.lease_id, Outcome.CRASHED, reason_code=reason_code, reason="It died.")
 
@@ -461,7 +469,7 @@ def test_three_crashes_without_getting_on_end_the_job(db, team, worker):
 def test_a_new_checkpoint_gives_the_budget_back(db, team, worker):
     job = a_job(db, team)
     for step in (10, 20, 30, 40):
-        attempt = jobs.claim(db, worker.id, "compute")
+        attempt = claimed(db, worker.id, "compute")
         assert attempt.start_step == step - 10
         row = {"step": step, "epoch": 1.0, "metrics": {}, "adapter": True, "prefix": "x/", "manifest": []}
         checkpoints.record(db, attempt.lease_id, **row)
@@ -485,21 +493,23 @@ def test_want_of_memory_on_the_machine_is_tried_once_more(db, team, worker):
 
 def test_what_is_the_users_to_mend_is_never_tried_again(db, team, worker):
     job = a_light_job(db, team)
-    attempt = jobs.claim(db, worker.id, "light")
-    told = {"reason_code": "out_of_memory", "reason": "Halve the batch.", "param": "batch_size"}
-    assert jobs.finish(db, attempt.lease_id, Outcome.FAILED, **told) == State.FAILED
-    assert (job.reason_code, job.reason, job.reason_param) == tuple(told.values())
+    attempt = claimed(db, worker.id, "light")
+    told = ("out_of_memory", "Halve the batch.", "batch_size")
+    code, reason, param = told
+    state = jobs.finish(db, attempt.lease_id, Outcome.FAILED, reason_code=code, reason=reason, param=param)
+    assert state == State.FAILED
+    assert (job.reason_code, job.reason, job.reason_param) == told
 
 
 def test_a_release_is_free_at_once_and_not_for_ever(db, team, worker):
     job = a_light_job(db, team)
     for _ in range(20):
         db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=None))
-        attempt = jobs.claim(db, worker.id, "light")
+        attempt = claimed(db, worker.id, "light")
         assert jobs.release(db, attempt.lease_id, "The worker was asked to stop.") == State.QUEUED
         assert job.attempts == 0
     db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=None))
-    assert jobs.release(db, jobs.claim(db, worker.id, "light").lease_id, "again") == State.FAILED
+    assert jobs.release(db, claimed(db, worker.id, "light").lease_id, "again") == State.FAILED
     assert job.reason_code == "infrastructure"
 
 
@@ -524,7 +534,7 @@ def test_a_failed_import_may_be_tried_again(db, team, worker):
     version = a_dataset(db, team)
     version.state = Ready.BUILDING
     first = jobs.submit_import(db, team_id=team.id, version_id=version.id, file_id=version.file_id)
-    jobs.finish(db, jobs.claim(db, worker.id, "light").lease_id, Outcome.FAILED, reason="No.")
+    jobs.finish(db, claimed(db, worker.id, "light").lease_id, Outcome.FAILED, reason="No.")
     again = jobs.retry(db, first, "somebody")
     row = db.exec(select(DatasetVersion).where(DatasetVersion.id == version.id)).one()
     assert (row.state, row.import_job_id) == (Ready.BUILDING, again.id)

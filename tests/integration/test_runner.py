@@ -34,6 +34,7 @@ from shared.tables import (
 )
 from tests.factories import CHAT, a_base_model, a_dataset, a_file, a_team, tiny_causal_lm
 from tests.services import until
+from worker import janitor
 from worker.machine import Machine
 
 
@@ -50,6 +51,7 @@ def machine(stack):
     running.start()
     yield running
     running.stop()
+    assert running.zygote
     running.zygote.stop()
     settings.cache_clear()
 
@@ -241,9 +243,10 @@ def test_a_lost_lease_stops_the_trainer_and_nothing_of_it_counts(team, tiny, mac
     thread = in_background(machine)
     until(lambda: steps(job.id), what="a step")
     with transaction() as db:
-        attempt = jobs.held_job(db, attempts(job.id)[0].lease_id)
-        jobs.close(db, attempt, Outcome.LOST, actor="reaper", reason="a test")
-        attempt.run_after = jobs.clock(db).replace(year=2100)
+        row = jobs.held_job(db, attempts(job.id)[0].lease_id)
+        assert row
+        jobs.close(db, row, Outcome.LOST, actor="reaper", reason="a test")
+        row.run_after = jobs.clock(db).replace(year=2100)
     thread.join(60)
     assert again(job.id).state == State.QUEUED
     assert kept(job.id) == []
@@ -368,7 +371,7 @@ def test_an_adapter_is_merged_into_a_full_model(team, trained, machine):
         artifact = db.exec(select(Artifact).where(Artifact.job_id == job.id)).one()
     names = {entry["name"] for entry in artifact.manifest}
     assert {"config.json", "model.safetensors"} <= names
-    assert storage.exists(artifact.prefix + "config.json")
+    assert storage.exists(f"{artifact.prefix}config.json")
 
 
 def test_a_job_may_start_from_a_checkpoint_of_another(team, trained, machine):
@@ -423,5 +426,19 @@ def test_an_upload_that_cannot_be_read_fails_with_its_row(team, machine):
     with transaction() as db:
         version = db.exec(select(DatasetVersion).where(DatasetVersion.file_id == file.id)).one()
         assert version.state == Ready.FAILED
-        assert "Line 1301 is not JSON" in version.error
+        assert "Line 1301 is not JSON" in (version.error or "")
         assert db.get_one(File, file.id).status == "error"
+
+
+def test_the_bytes_of_a_deleted_job_are_removed(team, trained):
+    key = kept(trained.id)[0].prefix + "servable/README.md"
+    assert storage.exists(key)
+    with transaction() as db:
+        jobs.delete(db, trained, "somebody")
+    assert janitor.tidy() == 1
+    assert not storage.exists(key)
+    assert janitor.tidy() == 0
+    with transaction() as db:
+        assert all(
+            file.deleted_at for file in db.exec(select(File).where(File.purpose == "fine-tune-results"))
+        )

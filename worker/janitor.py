@@ -1,0 +1,33 @@
+"""Takes away the bytes of what was deleted. The rows say so first; the bytes may go any time later."""
+
+from sqlalchemy import update
+from sqlmodel import Session, col, select
+
+from shared import storage
+from shared.db import transaction
+from shared.tables import Artifact, Checkpoint, Job
+
+AT_ONCE = 20  # jobs in one sweep
+
+
+def tidy() -> int:
+    """Removes what deleted jobs have stored. Returns how many jobs it were. Raises storage.Away."""
+    with transaction() as db:
+        emptied = deleted_with_bytes(db)
+    for job in emptied:
+        storage.delete_prefix(f"teams/{job.team_id}/jobs/{job.id}/")
+        with transaction() as db:
+            for stored in (Checkpoint, Artifact):
+                of_job = update(stored).where(col(stored.job_id) == job.id)
+                db.exec(of_job.values(manifest=[], bytes=0))
+    return len(emptied)
+
+
+def deleted_with_bytes(db: Session) -> list[Job]:
+    """Some deleted jobs whose rows still count stored bytes."""
+    kept = [
+        select(stored.job_id).where(stored.job_id == Job.id, stored.bytes > 0).exists()
+        for stored in (Checkpoint, Artifact)
+    ]
+    deleted = select(Job).where(col(Job.deleted_at).is_not(None), kept[0] | kept[1])
+    return list(db.exec(deleted.limit(AT_ONCE)).all())
