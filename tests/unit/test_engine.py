@@ -189,6 +189,41 @@ def test_a_classifier_carries_the_labels_of_its_dataset(tmp_path: Path):
     assert model.config.problem_type == "multi_label_classification"
 
 
+@pytest.mark.parametrize("kind", ["encoder", "causal_lm"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_classifier_stands_on_any_base_and_answers_as_it_was_judged(tmp_path: Path, kind: str, method: str):
+    rows = [{"text": f"{word} {n}", "label": word} for n in range(8) for word in TOPICS]
+    base = TINY[kind](tmp_path / "base")
+    given = {
+        "recipe": "classification",
+        "spec": {"epochs": 30, "learning_rate": 0.01, "method": method},
+        "columns": {"text": "text", "label": "label"},
+        "base_model": base,
+        "train": parquet(tmp_path / "rows.parquet", rows),
+        "valid": parquet(tmp_path / "valid.parquet", rows[:10]),
+    }
+    folder = write_attempt(tmp_path / "attempt", **given)
+    assert run_here(folder) == 0, events(folder, "error")
+    last = checkpoints(folder)[-1] / "servable"
+    adapted = (last / "adapter_config.json").exists()
+    assert adapted == (method == "lora")
+    requests = tmp_path / "requests.jsonl"
+    lines = [{"row": n, "input": {"text": row["text"]}} for n, row in enumerate(rows[:10])]
+    requests.write_text("\n".join(map(json.dumps, lines)))
+    weights = {"base_model": base, "adapter": last} if adapted else {"base_model": last}
+    asked = write_attempt(
+        tmp_path / "asked", kind="infer", recipe="classification", requests=requests, **weights
+    )
+    assert run_here(asked) == 0, events(asked, "error")
+    told = (asked / "artifacts" / "predictions.jsonl").read_text().splitlines()
+    right = sum(
+        json.loads(line)["output"]["label"] == row["label"] for line, row in zip(told, rows, strict=False)
+    )
+    accuracy = events(folder, "eval")[-1]["data"]["metrics"]["accuracy"]
+    assert right / 10 == pytest.approx(accuracy)
+    assert accuracy > 0.7
+
+
 def test_checkpoints_hold_safetensors_and_json_and_nothing_that_runs(fields: dict[str, Any], tmp_path: Path):
     folder = write_attempt(tmp_path / "attempt", **fields)
     assert run_here(folder) == 0

@@ -178,3 +178,14 @@ def test_the_facts_of_the_sandbox_are_plain():
     facts = sandbox_facts()
     assert json.loads(json.dumps(facts)) == facts
     assert facts["dies_with_worker"]
+
+
+def test_the_watchdog_alone_ends_a_trainer(base: Path, tmp_path: Path):
+    zygote = Zygote.start()
+    trainer = a_long_one(zygote, tmp_path / "watched", base)
+    os.kill(zygote.process.pid, signal.SIGSTOP)
+    os.close(zygote.lifeline)
+    wait_for(lambda: not runs(trainer.pid), 1)
+    zygote.process.kill()
+    zygote.process.wait()
+    zygote.channel.close()

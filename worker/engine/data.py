@@ -34,7 +34,8 @@ class Rows(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, path: Path, recipe: Recipe, columns: dict[str, str]) -> None:
-        self.table = pq.read_table(path, columns=sorted(set(columns.values())), memory_map=True)
+        stored = set(pq.read_schema(path).names) & set(columns.values())
+        self.table = pq.read_table(path, columns=sorted(stored), memory_map=True)
         self.recipe, self.columns = recipe, columns
         self.chunk: tuple[int, list[dict[str, Any]]] = (-1, [])
         self.numbers: list[int] = []

@@ -35,7 +35,6 @@ def train(attempt: Attempt, events: Events, stop: Stop) -> int:
 
     Raises Refused (the user's to mend), Diverged, torch.OutOfMemoryError, OSError (the disk is full).
     """
-    stop.patient = True
     run = prepare(attempt, events)
     try:
         return go(run, stop)
@@ -51,6 +50,7 @@ def go(run: Run, stop: Stop) -> int:
     if progress.judged_at != progress.step and progress.step in evaluate_at | {0}:
         judge(run)
     events.stage("training", done=progress.step, total=total)
+    stop.patient = True  # until here nothing is lost by leaving at once
     while progress.step < total and not patience_is_over(run):
         if stop.requested:
             return leave(run)
@@ -273,7 +273,8 @@ def overdue(run: Run) -> bool:
 
 def leave(run: Run) -> int:
     """Keep what was learned for the next attempt, and go."""
-    save(run)
+    if run.progress.step:
+        save(run)
     run.events.log(f"Stopped on request after step {run.progress.step}; the next attempt goes on from there.")
     return STOPPED
 

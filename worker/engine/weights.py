@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ OURS = "burnish.json"
 
 
 def device(attempt: Attempt) -> torch.device:
-    """Where to compute; on a CPU also how many threads do."""
+    """Where to compute; on a CPU also with how many threads: all, unless the attempt says."""
     name = attempt.device
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
-    if name == "cpu" and attempt.threads:
-        torch.set_num_threads(attempt.threads)
+    if name == "cpu":
+        torch.set_num_threads(attempt.threads or len(os.sched_getaffinity(0)))
     if name != "cpu":
         torch.backends.cuda.matmul.allow_tf32 = True
     return torch.device(name)
