@@ -11,7 +11,7 @@ import pytest
 import redis
 from sqlmodel import col, select
 
-from shared import checkpoints, jobs, queue, schedules
+from shared import checkpoints, events, jobs, queue, schedules
 from shared.db import transaction
 from shared.jobs import Order
 from shared.settings import settings
@@ -207,3 +207,25 @@ def parent(pid):
 
 def command(pid):
     return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_a_frozen_database_stops_no_training_and_requeues_nothing(live, model):
+    """For longer than a lease the server answers nobody; when it is back every lease looks run out."""
+    job = submitted(model, batch_size=1, epochs=100)
+    queue.wake(job.slot)
+    until(lambda: stored(job), 60, "a checkpoint")
+    server = live.stack.supervisor.children["postgres"].process.pid
+    frozen = {server} | descendants(server)
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(3 * settings().lease_seconds)
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+    assert ends(job).state == State.SUCCEEDED
+    (attempt,) = attempts(job)
+    with transaction() as db:
+        seqs = [event.seq for event in events.after(db, job.id, limit=5000)]
+    assert seqs == list(range(1, len(seqs) + 1))
+    assert attempt.outcome == Outcome.SUCCEEDED

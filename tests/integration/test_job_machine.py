@@ -155,6 +155,6 @@ def test_whatever_happens_the_rows_agree_and_an_end_is_an_end(monkeypatch):
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=80, stateful_step_count=25, deadline=None, suppress_health_check=quiet, database=None
+            max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=quiet, database=None
         ),
     )

@@ -229,8 +229,8 @@ def test_teams_share_what_is_there_however_long_their_queues_are(db, worker):
         a_light_job(db, greedy)
     for _ in range(5):
         a_light_job(db, modest)
-    claimed = [claimed(db, worker.id, "light") for _ in range(10)]
-    assert Counter(attempt.team_id for attempt in claimed) == {greedy.id: 5, modest.id: 5}
+    got = [claimed(db, worker.id, "light") for _ in range(10)]
+    assert Counter(attempt.team_id for attempt in got) == {greedy.id: 5, modest.id: 5}
 
 
 def test_the_team_that_used_less_goes_first(db, worker):
