@@ -260,6 +260,11 @@ def test_broken_parquet_is_refused(tmp_path: Path):
         assert "Parquet" in imported(folder, "a.parquet", data).error["message"]
 
 
+def test_text_that_is_no_utf8_is_refused(tmp_path: Path):
+    text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())
+    assert "UTF8" in imported(tmp_path, "a.parquet", parquet(pa.table({"text": text}))).error["message"]
+
+
 def test_a_cell_over_10_mb_is_refused(tmp_path: Path):
     data = parquet(pa.table({"text": ["short", "x" * 11 * 2**20]}))
     assert "A cell of row 2 is larger than 10 MB" in imported(tmp_path, "a.parquet", data).error["message"]

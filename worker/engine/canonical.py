@@ -131,17 +131,18 @@ def from_parquet(source: Path, path: Path, tell: Tell) -> Canonical:
     """A user's Parquet file into ours: plain types only, nothing that would be unpickled. Raises Refused."""
     try:
         file = pq.ParquetFile(source, arrow_extensions_enabled=False)
+        columns = [(field.name, field.type) for field in file.schema_arrow]
     except (pa.ArrowException, OSError, ValueError) as wrong:
         raise broken(wrong) from None
     made = Canonical()
     taken: dict[str, pa.DataType] = {}
-    for column in file.schema_arrow:
-        if target := plain_type(column.type):
-            taken[column.name] = target
+    for name, of in columns:
+        if target := plain_type(of):
+            taken[name] = target
         else:
-            why = f"«{column.name}» holds {column.type}, which no recipe reads; the column is left out."
-            made.findings.append(Finding(why, column=column.name, fatal=False))
-    check_names(file.schema_arrow.names)
+            why = f"«{name}» holds {of}, which no recipe reads; the column is left out."
+            made.findings.append(Finding(why, column=name, fatal=False))
+    check_names([name for name, _ in columns])
     check_count(file.metadata.num_rows)
     if not taken or not file.metadata.num_rows:
         raise Refused("The Parquet file has no rows to learn from.", param="file", code="empty_file")
@@ -179,6 +180,7 @@ def rows_at_once(file: pq.ParquetFile) -> int:
 
 def plain_batch(batch: pa.RecordBatch, schema: pa.Schema, before: int) -> pa.RecordBatch:
     """The batch under our schema, with its row numbers. Raises BadRow for a huge cell."""
+    batch.validate(full=True)  # texts may be no UTF-8, offsets may point anywhere
     columns = [pa.array(range(before + 1, before + 1 + batch.num_rows), pa.int64())]
     for column in batch.columns:
         target = schema.field(len(columns)).type
