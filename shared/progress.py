@@ -6,6 +6,7 @@ import time
 from typing import Any, TextIO
 
 FINAL = ("succeeded", "failed", "cancelled")
+STEPPING = ("training", "evaluating", "pausing", "cancelling")  # stages in which steps say something
 QUIET_SECONDS = 5  # between two plain lines of the same stage
 WIDTH = 24
 
@@ -70,7 +71,7 @@ def of_job(job: dict[str, Any]) -> tuple[str, str]:
     if stage == "waiting":
         return stage, "for the import of its data or base model"
     step, total = progress.get("step"), progress.get("total_steps")
-    if job["status"] in FINAL or not total:
+    if stage not in STEPPING or not total:
         return stage, str(progress.get("detail") or "")
     parts = [bar((step or 0) / total), f"step {step or 0}/{total}"]
     if progress.get("loss") is not None:
