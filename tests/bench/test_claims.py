@@ -4,8 +4,10 @@ import time
 
 import pytest
 from sqlalchemy import text
+from sqlmodel import SQLModel
 
 from shared import jobs, ranking
+from shared.tables import Kind
 from tests.factories import a_job, a_team, a_worker
 
 pytestmark = pytest.mark.bench
@@ -15,8 +17,10 @@ pytestmark = pytest.mark.bench
 def test_claims(db, queued):
     worker = a_worker(db)
     teams = [a_team(db) for _ in range(20)]
-    seed = a_job(db, teams[0], "export")
-    columns = [c.name for c in type(seed).__table__.columns if c.name not in ("id", "team_id", "rank_at")]
+    seed = a_job(db, teams[0], Kind.EXPORT)
+    columns = [
+        c.name for c in SQLModel.metadata.tables["jobs"].columns if c.name not in ("id", "team_id", "rank_at")
+    ]
     many = text(f"""
         INSERT INTO jobs (id, team_id, rank_at, {", ".join(columns)})
         SELECT 'export-' || n, (CAST(:teams AS text[]))[1 + n % 20], now() + n * interval '1 second', {", ".join(columns)}
