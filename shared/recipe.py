@@ -229,6 +229,7 @@ class Recipe:
     metrics: ClassVar[tuple[Metric, ...]]  # the first one picks the best checkpoint
     head: ClassVar[str]  # what a base model must offer: «causal_lm», «encoder»
     default_base_model: ClassVar[str]
+    place: ClassVar[int] = 100  # where it stands in lists: smaller is earlier
     needs_reference: ClassVar[bool] = False  # `Learner.reference` is called in the loss
     needs_facts: ClassVar[bool] = False  # only a checkpoint of its own can answer, no plain base model
 
@@ -388,13 +389,13 @@ def wire_name(recipe: Recipe) -> str:
 
 @lru_cache(maxsize=1)
 def recipes() -> dict[str, Recipe]:
-    """Every recipe by name; the folder is the list. Loads no training library."""
+    """Every recipe by name, in the order of lists; the folder is the list. Loads no training library."""
     import shared.recipes as folder
 
     found = [
         import_module(f"{folder.__name__}.{m.name}").recipe for m in pkgutil.iter_modules(folder.__path__)
     ]
-    return {recipe.name: recipe for recipe in found}
+    return {recipe.name: recipe for recipe in sorted(found, key=lambda one: (one.place, one.name))}
 
 
 def get(name: str) -> Recipe:

@@ -76,6 +76,7 @@ class Classification(Recipe):
     )
     head = "encoder"
     default_base_model = "minilm-l6-v2"
+    place = 20
     needs_facts = True
 
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:

@@ -106,6 +106,7 @@ class SFT(Recipe):
     )
     head = "causal_lm"
     default_base_model = "smollm2-135m-instruct"
+    place = 10
 
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
         """Conversations (OpenAI, ShareGPT), prompt and completion, Alpaca, Dolly, question and answer."""
