@@ -36,4 +36,5 @@ def test_after_clean_the_tables_are_empty_again(db):
 
 def test_a_dataset_of_the_factory_is_in_the_store(db):
     version = a_dataset(db, a_team(db), [{"text": "good", "label": "yes"}])
+    assert version.key
     assert storage.exists(version.key)

@@ -1,7 +1,7 @@
 """The live stream: every event once and in order, also after a break, and nothing of other teams."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 
@@ -45,7 +45,7 @@ def said(job: Job, *messages: str, first: int = 1) -> None:
             db.flush()
 
 
-def heard(visitor: Visitor, job: Job, **more) -> Iterator[dict]:
+def heard(visitor: Visitor, job: Job, **more) -> Generator[dict]:
     """The messages of a stream as they come."""
     answer = visitor.get(f"/jobs/{job.id}/events", buffered=False, **more)
     assert answer.mimetype == "text/event-stream"
@@ -86,11 +86,11 @@ def test_after_a_break_the_stream_goes_on_behind_the_last_event(job: Job):
 def test_polling_says_the_same(job: Job):
     said(job, "one", "two")
     visitor = member(job)
-    told = visitor.get(f"/jobs/{job.id}/events?after=0&once=1").json
+    told = visitor.get(f"/jobs/{job.id}/events?after=0&once=1").get_json()
     assert [one["data"]["message"] for one in told["events"]] == ["one", "two"]
     assert told["job"]["state"] == "running"
     cursor = told["events"][0]["id"]
-    assert len(visitor.get(f"/jobs/{job.id}/events?after={cursor}&once=1").json["events"]) == 1
+    assert len(visitor.get(f"/jobs/{job.id}/events?after={cursor}&once=1").get_json()["events"]) == 1
 
 
 def test_where_every_place_is_taken_the_page_is_told_to_poll(job: Job, monkeypatch: pytest.MonkeyPatch):
