@@ -1,6 +1,6 @@
 """The engine and the transaction: every statement of Burnish runs inside `transaction()`."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -33,7 +33,7 @@ def engine() -> Engine:
 
 
 @contextmanager
-def transaction() -> Iterator[Session]:
+def transaction() -> Generator[Session]:
     """A session that commits at the end and rolls back on an error. Keep it short.
 
     Rows stay readable after the commit.
