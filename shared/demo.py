@@ -26,7 +26,7 @@ TOPICS = (
     "history", "humor", "literature", "money", "movies", "politics", "psychology", "science", "sports",
 )  # fmt: skip
 HELD_OUT = 12  # every so many conversations one is kept from training
-MOST_ROWS = 384
+MOST_ROWS = 288
 LONGEST = 600  # characters of a conversation
 KNOBS = {"epochs": 2, "batch_size": 16, "evaluations": 3, "checkpoints": 2, "max_length": 256}
 ANSWER_TOKENS = 40
