@@ -431,3 +431,29 @@ def test_the_last_step_is_always_told(tmp_path: Path):
     steps = [event["step"] for event in events(tmp_path, "step")]
     assert len(steps) < 10
     assert steps[-1] == 100
+
+
+def test_a_base_model_is_judged_once_on_the_same_rows(fields: dict[str, Any], tmp_path: Path):
+    cache, judged = tmp_path / "cache", tmp_path / "cache" / "judged"
+    base_scores = []
+    for name, spec, seed in (("first", {}, 1), ("other rate", {"learning_rate": 0.02}, 1), ("seed", {}, 2)):
+        folder = write_attempt(
+            tmp_path / name, **fields | {"spec": fields["spec"] | spec}, cache=cache, seed=seed
+        )
+        assert run_here(folder) == 0
+        base_scores.append(events(folder, "eval")[0]["data"])
+        assert events(folder, "sample")[0]["step"] == 0
+    assert base_scores[0] == base_scores[1]
+    assert len(list(judged.iterdir())) == 2  # another seed holds other rows out
+
+
+def test_changed_weights_are_judged_anew(fields: dict[str, Any], tmp_path: Path):
+    import shutil
+
+    cache, mine = tmp_path / "cache", tmp_path / "mine"
+    shutil.copytree(fields["base_model"], mine)
+    for name in ("before", "after"):
+        assert run_here(write_attempt(tmp_path / name, **fields | {"base_model": mine}, cache=cache)) == 0
+        weights = mine / "model.safetensors"
+        weights.write_bytes(weights.read_bytes())
+    assert len(list((cache / "judged").iterdir())) == 2

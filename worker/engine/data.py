@@ -150,9 +150,7 @@ def fingerprint(path: Path, rows: Rows, learner: Learner, recipe: Recipe) -> str
     digest = hashlib.sha256()
     with path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
-    for module in sorted(Path(encode.__code__.co_filename).parents[2].glob("shared/learning/*.py")):
-        digest.update(module.read_bytes())
-    digest.update(Path(type(recipe).encode.__code__.co_filename).read_bytes())
+    digest.update(code_of(recipe))
     knobs = {name: value for name, value in learner.spec.model_dump().items() if name not in NOT_ENCODED_WITH}
     tokenizer = learner.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -167,6 +165,15 @@ def fingerprint(path: Path, rows: Rows, learner: Learner, recipe: Recipe) -> str
     ]
     digest.update(json.dumps(told, sort_keys=True).encode())
     return digest.hexdigest()[:40]
+
+
+def code_of(recipe: Recipe) -> bytes:
+    """A hash of the recipe's own code and of what recipes share."""
+    digest = hashlib.sha256()
+    for module in sorted(Path(encode.__code__.co_filename).parents[2].glob("shared/learning/*.py")):
+        digest.update(module.read_bytes())
+    digest.update(Path(type(recipe).encode.__code__.co_filename).read_bytes())
+    return digest.digest()
 
 
 class Plan:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from shared.recipe import Batch, Item, Learner, Recipe, Scores
-from worker.engine.data import MOST_EVALUATED, View, portions
+from worker.engine.attempt import Attempt
+from worker.engine.data import MOST_EVALUATED, NOT_ENCODED_WITH, View, code_of, portions
 from worker.engine.items import Items
-from worker.engine.weights import autocast
+from worker.engine.weights import autocast, source
 
 SAMPLES = 4
+MOST_REMEMBERED = 256  # judgements of base models kept on disk
 
 
 class HeldOut:
@@ -55,6 +61,67 @@ def evaluate(recipe: Recipe, learner: Learner, held: HeldOut, budget: int, seed:
     return Scores(
         {metric.name: float(scores.metrics[metric.name]) for metric in recipe.metrics}, scores.detail
     )
+
+
+class Judgement(NamedTuple):
+    """What an evaluation said: scores, and a few answers."""
+
+    scores: Scores
+    samples: list[dict[str, Any]]
+
+
+def judge(recipe: Recipe, learner: Learner, held: HeldOut, budget: int, seed: int) -> Judgement:
+    """The declared metrics and a few answers on the held-out rows; where memory runs out, in smaller batches."""
+    try:
+        scores = evaluate(recipe, learner, held, budget, seed)
+    except torch.OutOfMemoryError:
+        if budget < max(held.items.lengths):
+            raise
+    else:
+        return Judgement(scores, samples(recipe, learner, held, seed))
+    torch.cuda.empty_cache()
+    return judge(recipe, learner, held, budget // 2, seed)
+
+
+def judge_base(attempt: Attempt, learner: Learner, held: HeldOut, budget: int, seed: int) -> Judgement:
+    """The same before the first step. The same weights on the same rows are judged once on a machine."""
+    if attempt.cache is None:
+        return judge(attempt.method, learner, held, budget, seed)
+    stored = attempt.cache / "judged" / f"{weights_and_rows(attempt, learner, held, budget)}.json"
+    if stored.exists():
+        os.utime(stored)
+        metrics, detail, shown = json.loads(stored.read_text())
+        return Judgement(Scores(metrics, detail), shown)
+    judged = judge(attempt.method, learner, held, budget, seed)
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    half = stored.with_suffix(f".{os.getpid()}")
+    half.write_text(json.dumps([judged.scores.metrics, judged.scores.detail, judged.samples]))
+    half.rename(stored)
+    forget(stored.parent)
+    return judged
+
+
+def weights_and_rows(attempt: Attempt, learner: Learner, held: HeldOut, budget: int) -> str:
+    """A hash of all that the judgement of an untrained model depends on: the files of its weights, the seed
+    of what is drawn anew, the held-out items, the knobs that are no knobs of the training, the code.
+    """
+    digest = hashlib.sha256(code_of(attempt.method))
+    for folder in filter(None, (attempt.base_model, source(attempt))):
+        files = sorted((one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in folder.iterdir())
+        digest.update(json.dumps([str(folder.resolve()), files]).encode())
+    spec = learner.spec.model_dump()
+    knobs = {name: value for name, value in spec.items() if name not in NOT_ENCODED_WITH}
+    told = [attempt.recipe, attempt.seed, str(learner.device), budget, knobs, learner.facts]
+    items = [held.items[place] for place in held.order]
+    digest.update(json.dumps([told, items, list(held.samples)], sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:40]
+
+
+def forget(folder: Path) -> None:
+    """Drop the judgements that were read longest ago."""
+    known = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in known[MOST_REMEMBERED:]:
+        path.unlink(missing_ok=True)
 
 
 def samples(recipe: Recipe, learner: Learner, held: HeldOut, seed: int) -> list[dict[str, Any]]:

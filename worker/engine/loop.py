@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from shared.learning.card import card
-from shared.recipe import Scores, wire_name
+from shared.recipe import wire_name
 from worker.engine import checkpoint, optim
 from worker.engine.attempt import DONE, STOPPED, Attempt, Diverged, Stop
 from worker.engine.data import portions
-from worker.engine.evaluation import HeldOut, evaluate, samples
+from worker.engine.evaluation import judge as judge_held
+from worker.engine.evaluation import judge_base
 from worker.engine.events import Events
 from worker.engine.run import Run, prepare, recompute
 from worker.engine.weights import autocast, is_adapter
@@ -204,28 +205,17 @@ def judge(run: Run) -> None:
     if run.held is None:
         return
     run.events.stage("evaluating")
-    scores = judged(run, run.held, 2 * progress.budget)
+    over = (run.learner, run.held, 2 * progress.budget, SEED_OF_EVALUATION)
+    base = progress.step == 0
+    scores, shown = judge_base(run.attempt, *over) if base else judge_held(run.recipe, *over)
     progress.metrics = scores.metrics
-    which = "base" if progress.step == 0 else "tuned"
-    rows = len(run.held.rows)
+    rows, which = len(run.held.rows), "base" if base else "tuned"
     data = {"which": which, "metrics": scores.metrics, "detail": scores.detail, "rows": rows}
     run.events.write("eval", data, progress.step)
-    shown = samples(run.recipe, run.learner, run.held, SEED_OF_EVALUATION)
     if shown:
         run.events.write("sample", {"samples": shown}, progress.step)
     if progress.step > 0:
         remember(run)
-
-
-def judged(run: Run, held: HeldOut, budget: int) -> Scores:
-    """The held-out scores; where memory runs out, in smaller batches."""
-    try:
-        return evaluate(run.recipe, run.learner, held, budget, SEED_OF_EVALUATION)
-    except torch.OutOfMemoryError:
-        if budget < max(held.items.lengths):
-            raise
-    torch.cuda.empty_cache()
-    return judged(run, held, budget // 2)
 
 
 def remember(run: Run) -> None:
