@@ -30,7 +30,7 @@ check: install .venv/.tools ## Formatting, lint, types, import contracts
 	$(BIN)/ty check
 	$(BIN)/lint-imports
 
-bench: install .venv/.tools ## Measure speed beside what people would use instead; writes docs/benchmarks
+bench: install .venv/.tools .venv/.bench ## Measure speed beside what people would use instead; writes docs/bench
 	@exec $(BIN)/python -m pytest tests/bench -m bench -s
 
 clean: ## Remove what make has installed and built; the data folder stays
@@ -70,6 +70,11 @@ browser: .venv/.tools ## Find a Chromium for the browser tests, or get one
 .venv/.tools: .venv/.packages pyproject.toml
 	@echo "Packages for tests and checks"
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/.bench: .venv/.packages pyproject.toml
+	@echo "What people would use instead, to measure beside"
+	@$(PIP) --editable '.[bench]'
 	@touch $@
 
 web/node_modules/.installed: web/package-lock.json | .venv/.packages

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +13,10 @@ from shared.recipe import Batch, Item, Learner, Recipe, Scores
 from worker.engine.attempt import Attempt
 from worker.engine.data import MOST_EVALUATED, NOT_ENCODED_WITH, View, code_of, portions
 from worker.engine.items import Items
+from worker.engine.memory import keep, recall
 from worker.engine.weights import autocast, source
 
 SAMPLES = 4
-MOST_REMEMBERED = 256  # judgements of base models kept on disk
 
 
 class HeldOut:
@@ -85,19 +83,12 @@ def judge(recipe: Recipe, learner: Learner, held: HeldOut, budget: int, seed: in
 
 def judge_base(attempt: Attempt, learner: Learner, held: HeldOut, budget: int, seed: int) -> Judgement:
     """The same before the first step. The same weights on the same rows are judged once on a machine."""
-    if attempt.cache is None:
-        return judge(attempt.method, learner, held, budget, seed)
-    stored = attempt.cache / "judged" / f"{weights_and_rows(attempt, learner, held, budget)}.json"
-    if stored.exists():
-        os.utime(stored)
-        metrics, detail, shown = json.loads(stored.read_text())
+    key = weights_and_rows(attempt, learner, held, budget)
+    if known := recall(attempt.cache, "judged", key):
+        metrics, detail, shown = known
         return Judgement(Scores(metrics, detail), shown)
     judged = judge(attempt.method, learner, held, budget, seed)
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    half = stored.with_suffix(f".{os.getpid()}")
-    half.write_text(json.dumps([judged.scores.metrics, judged.scores.detail, judged.samples]))
-    half.rename(stored)
-    forget(stored.parent)
+    keep(attempt.cache, "judged", key, [judged.scores.metrics, judged.scores.detail, judged.samples])
     return judged
 
 
@@ -115,13 +106,6 @@ def weights_and_rows(attempt: Attempt, learner: Learner, held: HeldOut, budget: 
     items = [held.items[place] for place in held.order]
     digest.update(json.dumps([told, items, list(held.samples)], sort_keys=True, default=str).encode())
     return digest.hexdigest()[:40]
-
-
-def forget(folder: Path) -> None:
-    """Drop the judgements that were read longest ago."""
-    known = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in known[MOST_REMEMBERED:]:
-        path.unlink(missing_ok=True)
 
 
 def samples(recipe: Recipe, learner: Learner, held: HeldOut, seed: int) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from worker.engine.data import portions
 from worker.engine.evaluation import judge as judge_held
 from worker.engine.evaluation import judge_base
 from worker.engine.events import Events
-from worker.engine.run import Run, prepare, recompute
+from worker.engine.run import Run, prepare, recompute, remember_packing
 from worker.engine.weights import autocast, is_adapter
 
 MOST_UNSTEADY = 3  # steps in a row without a finite loss
@@ -56,6 +56,8 @@ def go(run: Run, stop: Stop) -> int:
         if stop.requested:
             return leave(run)
         advance(run)
+        if run.stepped == 1:
+            remember_packing(run)
         if progress.step in evaluate_at and not (stop.requested and progress.step < total):
             judge(run)
             if progress.step < total:

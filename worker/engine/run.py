@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import transformers
 
 from shared.errors import Refused
 from shared.recipe import Learner, Recipe
 from worker.engine import checkpoint, optim, weights
 from worker.engine.attempt import Attempt
-from worker.engine.data import Both, Plan, Rows, View, encode, prune
+from worker.engine.data import Both, Plan, Rows, View, code_of, encode, prune
 from worker.engine.evaluation import HeldOut
 from worker.engine.events import Events
 from worker.engine.items import Items
+from worker.engine.memory import keep, recall
 
 BUDGET = {"cpu": 2048, "cuda": 16_384}  # tokens in a micro-batch, until the memory says otherwise
 
@@ -77,6 +81,7 @@ def prepare(attempt: Attempt, events: Events) -> Run:
     learning, held = divided(attempt, learner, rows, more, items, events)
     plan = Plan(learning, [items.lengths[place] for place in learning], spec, attempt.seed)
     weights.load(recipe, learner, attempt, train=True)
+    learner.packs = recall(attempt.cache, "packs", architecture(attempt, learner))
     run = Run(
         attempt=attempt,
         events=events,
@@ -119,6 +124,26 @@ def divided(
     held = {usable[number] for number in chosen}
     learning = [place for place in every if items.rows[place] not in held]
     return learning, HeldOut(rows, items, sorted(held)) if held else None
+
+
+def architecture(attempt: Attempt, learner: Learner) -> str:
+    """A hash of what decides whether packed batches work: architecture, code, versions, device."""
+    config = getattr(learner.model, "config", None)
+    told = [
+        config.to_json_string() if config is not None else "",
+        getattr(learner.spec, "method", ""),
+        learner.device.type,
+        torch.__version__,
+        transformers.__version__,
+    ]
+    return hashlib.sha256(code_of(attempt.method) + json.dumps(told).encode()).hexdigest()[:40]
+
+
+def remember_packing(run: Run) -> None:
+    """Keep for the next attempt whether batches could be packed, once that was tried."""
+    packs = run.learner.packs
+    if packs is not None and not run.progress.checkpointing:
+        keep(run.attempt.cache, "packs", architecture(run.attempt, run.learner), packs)
 
 
 def pick_up(run: Run, folder: Path) -> None:
