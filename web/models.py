@@ -22,8 +22,8 @@ def index() -> str:
     return listed({}, "")
 
 
-def listed(wrong: dict[str, str], typed: str) -> str:
-    """The list, with what was wrong with an upload beside its field."""
+def listed(wrong: dict[str, str], typed: str, hub_id: str = "") -> str:
+    """The list, with what was wrong with an upload or a hub id beside its field."""
     with transaction() as db:
         return render_template(
             "models/index.html",
@@ -32,6 +32,8 @@ def listed(wrong: dict[str, str], typed: str) -> str:
             good_for=good_for,
             wrong=wrong,
             typed=typed,
+            hub_id=hub_id,
+            hub=settings().allow_hub,
             most=settings().max_upload_bytes,
         )
 
@@ -58,6 +60,20 @@ def upload() -> Response | tuple[str, int] | tuple[Response, int]:
             return jsonify(message=refusal.message, field=field), refusal.status
         return listed({field: refusal.message}, title), refusal.status
     return jsonify(location=f"/models/{model.id}") if scripted else redirect(f"/models/{model.id}", 303)
+
+
+@pages.post("/models/hub")
+def from_hub() -> Response | tuple[str, int]:
+    """Fetch a base model from a hub, where the operator allows it."""
+    hub_id, revision = (request.form.get(name, "").strip() for name in ("hub", "revision"))
+    try:
+        model = base_models.from_hub(
+            team_id=g.caller.team_id, hub_id=hub_id, revision=revision, created_by=g.caller.user_id
+        )
+    except Refused as refusal:
+        field = "revision" if refusal.param == "revision" else "hub"
+        return listed({field: refusal.message}, "", hub_id), refusal.status
+    return redirect(f"/models/{model.id}", 303)
 
 
 @pages.get("/models/<model_id>")

@@ -119,6 +119,7 @@ POLICY: dict[str, Rule] = {
     "datasets.delete": OWNER,
     "models.index": VIEWER,
     "models.upload": MEMBER,
+    "models.from_hub": MEMBER,
     "models.show": VIEWER,
     "models.fetch": MEMBER,
     "models.delete": OWNER,
