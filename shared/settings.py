@@ -27,16 +27,16 @@ class Settings(BaseSettings):
     s3_public_url: str = Field(
         "", description="The store as browsers reach it; empty: stream through the web."
     )
-    s3_bucket: str = "burnish"
+    s3_bucket: str = Field("burnish", description="The one bucket; each team has its prefix.")
     aws_access_key_id: str = Field(description="Key of the store.")
     aws_secret_access_key: str = Field(description="Secret of the store.")
     secret_key: str = Field(min_length=32, description="Signs cookies and download links.")
     public_url: str = Field("http://127.0.0.1:8000", description="The web as people reach it.")
     smtp_url: str = Field("", description="smtp://user:password@host:port; empty: no e-mail is sent.")
-    mail_from: str = "burnish@localhost"
+    mail_from: str = Field("burnish@localhost", description="Sender of e-mail.")
     trusted_proxies: int = Field(0, ge=0, description="Reverse proxies whose forwarded headers count.")
 
-    max_upload_bytes: int = Field(2 * GIB, gt=0)
+    max_upload_bytes: int = Field(2 * GIB, gt=0, description="Largest upload.")
     compute_slots: int = Field(
         1, ge=0, description="Training, evaluation and inference jobs at once on this worker."
     )
@@ -44,14 +44,14 @@ class Settings(BaseSettings):
         0, ge=0, description="CPU threads of a trainer; 0: the cores shared out among the compute slots."
     )
     light_slots: int = Field(1, ge=0, description="Imports and exports at once on this worker.")
-    heartbeat_seconds: float = Field(10, gt=0)
-    lease_seconds: float = Field(60, gt=0)
-    sweep_seconds: float = Field(15, gt=0)
+    heartbeat_seconds: float = Field(10, gt=0, description="Between two signs of life of a worker.")
+    lease_seconds: float = Field(60, gt=0, description="An attempt that is silent for longer is lost.")
+    sweep_seconds: float = Field(15, gt=0, description="What a lost wake-up costs at most.")
     retry_seconds: float = Field(
         30, ge=0, description="Pause after a first crash; doubled after each further one."
     )
-    session_hours: float = Field(24 * 7, gt=0)
-    download_minutes: float = Field(15, gt=0)
+    session_hours: float = Field(24 * 7, gt=0, description="Longest time signed in.")
+    download_minutes: float = Field(15, gt=0, description="How long a download link is good.")
     allow_hub: bool = Field(False, description="Base models may be fetched from a hub by id.")
 
     @model_validator(mode="after")
