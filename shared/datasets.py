@@ -357,7 +357,8 @@ def unfit(recipe: Recipe, lacking: str | None, names: list[str], param: str) -> 
 def from_findings(fit: dict[str, Any], param: str) -> Refused:
     """The refusal that the first fatal finding makes; it says how many more there are."""
     fatal = [finding for finding in fit["findings"] if finding["fatal"]]
-    more = f" There are {fit['fatal'] - 1} more rows like it." if fit["fatal"] > 1 else ""
+    rows = fit["fatal"] - sum(1 for finding in fatal if finding["row"] is None)
+    more = f" There are {rows - 1} more rows like it." if rows > 1 else ""
     return Refused(sentence(fatal[0]) + more, param=param, code="invalid_training_file")
 
 

@@ -204,6 +204,13 @@ def test_a_fatal_finding_is_told_with_its_row(db: Session):
     assert refusal.value.param == "validation_file"
 
 
+def test_a_finding_about_all_rows_is_not_counted_as_a_row(db: Session):
+    of_row = {"row": 1, "column": "messages", "message": "Message 1 is from nobody.", "fatal": True}
+    of_all = {"row": None, "column": None, "message": "No row has a conversation.", "fatal": True}
+    fit = {"findings": [of_row, of_all], "fatal": 3}
+    assert "There are 1 more rows" in datasets.from_findings(fit, "training_file").message
+
+
 def test_a_dataset_on_its_way_or_failed_is_not_trained_on(db: Session):
     version = a_dataset(db, a_team(db))
     version.state = Ready.BUILDING
