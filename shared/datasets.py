@@ -357,8 +357,14 @@ def unfit(recipe: Recipe, lacking: str | None, names: list[str], param: str) -> 
 def from_findings(fit: dict[str, Any], param: str) -> Refused:
     """The refusal that the first fatal finding makes; it says how many more there are."""
     fatal = [finding for finding in fit["findings"] if finding["fatal"]]
-    rows = fit["fatal"] - sum(1 for finding in fatal if finding["row"] is None)
-    more = f" There are {rows - 1} more rows like it." if rows > 1 else ""
+    others = fit["fatal"] - sum(1 for finding in fatal if finding["row"] is None) - 1
+    more = (
+        " One more row is like it."
+        if others == 1
+        else f" {others} more rows are like it."
+        if others > 1
+        else ""
+    )
     return Refused(sentence(fatal[0]) + more, param=param, code="invalid_training_file")
 
 

@@ -197,7 +197,7 @@ def test_a_fatal_finding_is_told_with_its_row(db: Session):
     finding = {"row": 1, "column": "messages", "message": "Message 1 is from nobody.", "fatal": True}
     fit = {"columns": {"messages": "messages"}, "findings": [finding], "fatal": 3, "skipped": 0}
     version.report = version.report | {"fits": {"sft": fit}}
-    with pytest.raises(Refused, match=r"Row 1: Message 1 is from nobody\. There are 2 more"):
+    with pytest.raises(Refused, match=r"Row 1: Message 1 is from nobody\. 2 more rows are"):
         datasets.check(version, recipe.get("sft"))
     with pytest.raises(Refused) as refusal:
         datasets.check(version, recipe.get("sft"), param="validation_file")
@@ -208,7 +208,7 @@ def test_a_finding_about_all_rows_is_not_counted_as_a_row(db: Session):
     of_row = {"row": 1, "column": "messages", "message": "Message 1 is from nobody.", "fatal": True}
     of_all = {"row": None, "column": None, "message": "No row has a conversation.", "fatal": True}
     fit = {"findings": [of_row, of_all], "fatal": 3}
-    assert "There are 1 more rows" in datasets.from_findings(fit, "training_file").message
+    assert "One more row is like it." in datasets.from_findings(fit, "training_file").message
 
 
 def test_a_dataset_on_its_way_or_failed_is_not_trained_on(db: Session):
