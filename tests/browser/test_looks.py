@@ -152,6 +152,18 @@ def too_wide(page: Page) -> list[str]:
     return [f"{wide} px too wide"] if wide > 0 else []
 
 
+def test_a_plot_that_is_not_redrawn_yet_does_not_widen_the_page(
+    chrome: Browser, live: Live, pages: dict[str, str]
+):
+    visit = Visit(chrome, live)
+    visit.sign_in("looks@example.com")
+    visit.page.set_viewport_size({"width": 390, "height": 860})
+    page = visit.go(pages["running"])
+    page.locator("#chart .uplot").evaluate("plot => { plot.style.width = '1000px'; }")
+    assert too_wide(page) == []
+    visit.close()
+
+
 def test_pages_work_without_any_script(chrome: Browser, live: Live, pages: dict[str, str]):
     visit = Visit(chrome, live, scripts=False)
     visit.sign_in("looks@example.com")
