@@ -38,12 +38,13 @@ def upload_model(page: Page, path: Path, name: str) -> None:
     expect(page.locator("#model .chip").first).to_have_text("ready", timeout=2 * MINUTES)
 
 
-def submit(page: Page, name: str, *, epochs: str = "2") -> str:
+def submit(page: Page, name: str, *, epochs: str = "2", weights: str = "full") -> str:
     """The form for a classifier over the newest dataset and the tiny encoder; returns the job's address."""
     page.get_by_role("link", name="Train with it").click()
     expect(page.get_by_role("radio", name=re.compile("Text classification"))).to_be_checked()
     page.get_by_label("Start from").select_option(label=tiny(page))
     page.get_by_label("Epochs").fill(epochs)
+    page.get_by_label("Weights", exact=True).select_option(weights)
     page.locator("#name").fill(name)
     page.get_by_role("button", name="Start training").click()
     page.wait_for_url(re.compile(r"/jobs/ftjob-"))
@@ -211,3 +212,22 @@ def test_a_running_job_stops_and_keeps_its_checkpoint(owner: Visit, rows: Path, 
     expect(page.get_by_text("again after")).to_be_visible()
     page.get_by_role("button", name=re.compile("Cancel|Stop and keep")).first.click()
     state(page, "cancelled")
+
+
+def test_a_merged_model_is_built_and_shown_without_a_reload(
+    owner: Visit, rows: Path, zips: dict[str, Path], tmp_path: Path
+):
+    page = owner.page
+    upload_model(page, zips["encoder"], "tiny encoder")
+    upload(page, rows)
+    submit(page, "adapter", weights="lora")
+    state(page, "succeeded")
+    newest = page.locator("#downloads tbody tr").first
+    newest.get_by_role("button", name="Build merged model").click()
+    merged = newest.get_by_role("link", name=re.compile("Merged, "))
+    expect(merged).to_be_visible(timeout=MINUTES)
+    with page.expect_download() as started:
+        merged.click()
+    started.value.save_as(tmp_path / "merged.zip")
+    inside = {Path(name).name for name in zipfile.ZipFile(tmp_path / "merged.zip").namelist()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= inside

@@ -9,6 +9,7 @@
   let polling = null;
   let cursor = 0;
   let redrawing = null;
+  let building = null;
 
   const page = () => document.getElementById("job");
   const put = (id, text) => {
@@ -115,7 +116,14 @@
       if (mark !== undefined) page().dataset.mark = mark;
       scrub();
       document.title = document.querySelector("h1").textContent + " · " + page().dataset.state + " · Burnish";
+      watchBuilding();
     }, 250);
+  }
+
+  // A merged model may be built long after the job has ended: while one is, look every two seconds.
+  function watchBuilding() {
+    clearTimeout(building);
+    if (!document.hidden && document.querySelector("#downloads .is-building")) building = setTimeout(redraw, 2000);
   }
 
   // --- the stream, and polling where there is none -------------------------------------------
@@ -135,6 +143,7 @@
   function stop() {
     stream?.close();
     clearInterval(polling);
+    clearTimeout(building);
     stream = polling = null;
   }
 
@@ -179,6 +188,7 @@
       start();
     });
     if (!document.hidden) start();
+    watchBuilding();
   });
   addEventListener("pagehide", stop);
 })();
