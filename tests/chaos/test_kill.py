@@ -103,7 +103,7 @@ def alive(pids):
 def test_a_job_survives_kill_9_of_its_worker(live, model):
     job = submitted(model)
     queue.wake(job.slot)
-    until(lambda: len(stored(job)) >= 2, 60, "two checkpoints")
+    until(lambda: len(stored(job)) >= 2, 150, "two checkpoints")
     below = descendants(live.pid("worker"))
     assert len(below) >= 2  # zygote and trainer
     live.kill_worker()
