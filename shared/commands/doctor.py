@@ -102,7 +102,7 @@ def gpus() -> str:
     if not binary:
         return ""
     query = [binary, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    shown = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)  # noqa: S603
+    shown = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)  # noqa: S603 - fixed words
     return "; ".join(shown.stdout.strip().splitlines())
 
 
