@@ -2,7 +2,8 @@
 
 Two come as packages and are everybody's; a team adds its own by a zip of a safetensors folder, or from
 a hub where the operator allows that. Each is imported once by a job, in the trainer's sandbox, and
-stored read-only under `base/<hash>/`.
+stored read-only under `base/<hash>/`. Architecture presets stand beside them: they have no weights, so
+there is nothing to import, and a job that starts from one starts from scratch.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from sqlalchemy import event, or_
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
-from shared import datasets, model_files, queue, storage
+from shared import datasets, model_files, presets, queue, storage
 from shared.db import transaction
 from shared.errors import Refused
 from shared.ids import new_id
@@ -26,6 +27,7 @@ from shared.tables import FINAL, BaseModel, Checkpoint, File, Job, Ready, Team, 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 TITLE = 100
+SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Stored:
 
 
 def ensure_known(db: Session) -> None:
-    """The base models that come as packages have their rows; they are imported when first used."""
-    for known in packaged():
+    """Packaged base models and presets have their rows; the former are imported when first used."""
+    for known in (*packaged(), *from_presets()):
         row = known.model_dump()
         db.exec(insert(BaseModel).values(**row).on_conflict_do_nothing(index_elements=["id"]))
 
@@ -85,10 +87,30 @@ def packaged() -> tuple[BaseModel, ...]:
     return smollm2, minilm
 
 
+def from_presets() -> list[BaseModel]:
+    """The architecture presets, ready as they stand."""
+    return [
+        BaseModel(
+            id=one["id"],
+            title=one["title"],
+            source=SCRATCH,
+            state=Ready.READY,
+            facts=one["facts"],
+        )
+        for one in presets.every()
+    ]
+
+
+def is_scratch(base: BaseModel) -> bool:
+    """Whether it is an architecture preset, without weights."""
+    return base.source == SCRATCH
+
+
 def all_for(db: Session, team_id: str) -> Sequence[BaseModel]:
-    """Everybody's base models and the team's own, these first, the newest before older ones."""
+    """The team's own base models, everybody's, then presets; the newest before older ones."""
     wanted = select(BaseModel).where(seen_by(team_id), col(BaseModel.deleted_at).is_(None))
-    return db.exec(wanted.order_by(col(BaseModel.team_id).is_(None), col(BaseModel.id).desc())).all()
+    order = (col(BaseModel.team_id).is_(None), BaseModel.source == SCRATCH, col(BaseModel.id).desc())
+    return db.exec(wanted.order_by(*order)).all()
 
 
 def find(db: Session, team_id: str, name: str) -> Weights:

@@ -14,6 +14,7 @@ from shared import base_models, datasets
 from shared import recipe as recipes
 from shared.errors import Refused
 from shared.ids import new_id
+from shared.spec import resolve
 from shared.tables import BaseModel, Checkpoint, DatasetVersion, File, Job, Kind, Ready, Slot, State
 
 PREFIXES = {
@@ -26,6 +27,7 @@ PREFIXES = {
 LIGHT = (Kind.IMPORT, Kind.EXPORT)
 HIGHEST_PRIORITY = 100
 LONGEST_NAME = 200
+MOST_PROCESSES = 16  # of one job on one worker
 CHAT = "/v1/chat/completions"
 
 ImportNeeded = Callable[[BaseModel], Job]
@@ -57,6 +59,7 @@ class Order:
     schedule_id: str | None = None
     retry_of: str | None = None
     asked: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
     param: str = ""
 
 
@@ -95,6 +98,8 @@ def blank(order: Order) -> Job:
         raise Refused(
             f"The name has {len(order.name)} characters; {LONGEST_NAME} are the most.", param="name"
         )
+    if not 1 <= order.processes <= MOST_PROCESSES:
+        raise Refused(f"The processes go from 1 to {MOST_PROCESSES}.", param="resources.processes")
     if order.seed is not None and not 0 <= order.seed < 2**31:
         raise Refused("The seed is a whole number from 0 to 2147483647.", param="seed")
     return Job(
@@ -107,6 +112,7 @@ def blank(order: Order) -> Job:
         seed=secrets.randbelow(2**31) if order.seed is None else order.seed,
         labels=order.labels,
         priority=order.priority,
+        resources={"processes": order.processes},
         schedule_id=order.schedule_id,
         retry_of=order.retry_of,
         created_by=order.created_by,
@@ -116,10 +122,11 @@ def blank(order: Order) -> Job:
 def accept_training(db: Session, order: Order, job: Job, import_needed: ImportNeeded) -> Accepted:
     """A training job: the recipe's Spec, a base model that fits it, data that it can read."""
     recipe = recipes.get(order.recipe or "")
-    spec = recipes.resolve(recipe, order.hyperparameters, order.param)
+    spec = resolve(recipe, order.hyperparameters, order.param)
     accepted = Accepted(job)
     base = use_model(db, accepted, order.model or recipe.default_base_model, import_needed)
     require_head(recipe, base)
+    require_weights(recipe, base, job.checkpoint_id)
     if order.dataset_version_id is None:
         raise Refused(
             "Choose a dataset to train on.", param="training_file", code="missing_required_parameter"
@@ -146,6 +153,11 @@ def accept_inference(db: Session, order: Order, job: Job, import_needed: ImportN
     base = use_model(db, accepted, order.model, import_needed)
     recipe = recipe_of_answers(db, order, job.checkpoint_id)
     require_head(recipe, base)
+    if base_models.is_scratch(base) and job.checkpoint_id is None:
+        raise Refused(
+            f"«{base.id}» has no weights yet. Train it, then choose one of that job's checkpoints.",
+            param="model",
+        )
     if recipe.needs_facts and job.checkpoint_id is None:
         raise Refused(
             f"«{order.model}» has not been trained for «{recipe.title}» yet. Choose a checkpoint of such a job.",
@@ -232,6 +244,18 @@ def require_head(recipe: recipes.Recipe, base: BaseModel) -> None:
         )
 
 
+def require_weights(recipe: recipes.Recipe, base: BaseModel, checkpoint_id: str | None) -> None:
+    """Refuses to fine-tune what has no weights."""
+    if base_models.is_scratch(base) and checkpoint_id is None and not recipe.from_scratch:
+        raise Refused(
+            f"«{base.id}» has no weights yet, and «{recipe.title}» does not train from scratch. Pretrain it first"
+            " and start from that job's checkpoint, or choose another base model, for example"
+            f" «{recipe.default_base_model}».",
+            param="model",
+            code="model_does_not_fit",
+        )
+
+
 def recipe_of_answers(db: Session, order: Order, checkpoint_id: str | None) -> recipes.Recipe:
     """The recipe that answers: the checkpoint's own."""
     checkpoint = db.get(Checkpoint, checkpoint_id) if checkpoint_id else None
@@ -291,6 +315,7 @@ def again(job: Job, actor: str) -> Order:
         seed=job.seed,
         labels=job.labels,
         priority=job.priority,
+        processes=job.resources.get("processes", 1),
         created_by=job.created_by,
         actor=actor,
         retry_of=job.id,

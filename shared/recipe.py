@@ -1,5 +1,5 @@
-"""What a recipe must say: its Spec (the form, the API schema, the flags), its columns, its metrics,
-and the hooks with which the engine trains, evaluates and answers.
+"""What a recipe must say: its Spec (`shared.spec`), its columns, its metrics, and the hooks with which
+the engine builds, trains, evaluates and answers. Each hook has a good default.
 
 It stands in `shared` because the form and the loss are one file, and only `shared` may be imported
 by web and worker both. Torch is imported inside the hooks alone.
@@ -17,99 +17,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from shared.errors import Refused
-
-
-def knob(default: Any, *, title: str, help: str = "", advanced: bool = False, **bounds: Any) -> Any:
-    """A field of a Spec: what the form draws, the API checks and the docs list."""
-    extra: Any = {"advanced": advanced}
-    return Field(default, title=title, description=help, json_schema_extra=extra, **bounds)
-
-
-class Spec(BaseModel):
-    """Knobs that every training recipe has. A recipe's Spec adds its own and sets its defaults."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    epochs: float = knob(3, gt=0, le=100, title="Epochs", help="Times that every row is seen.")
-    batch_size: int = knob(8, ge=1, le=1024, title="Batch size", help="Rows in one optimizer step.")
-    learning_rate: float = knob(
-        2e-5, gt=0, le=1, title="Learning rate", help="Peak of the learning-rate schedule."
-    )
-    max_length: int = knob(512, ge=8, le=131_072, title="Longest row", help="Tokens; longer rows are cut.")
-    valid_fraction: float = knob(
-        0.1,
-        ge=0,
-        le=0.5,
-        title="Held out",
-        help="Share of the rows kept for validation where no validation set is given.",
-    )
-    max_steps: int | None = knob(
-        None,
-        ge=1,
-        le=10_000_000,
-        title="Most steps",
-        help="Ends earlier than the epochs would.",
-        advanced=True,
-    )
-    optimizer: Literal["adamw", "adam", "sgd"] = knob("adamw", title="Optimizer", advanced=True)
-    learning_rate_schedule: Literal["linear", "cosine", "constant"] = knob(
-        "linear", title="Learning-rate schedule", advanced=True
-    )
-    warmup_fraction: float = knob(
-        0.05, ge=0, le=0.5, title="Warm-up", help="Share of the steps until the peak.", advanced=True
-    )
-    weight_decay: float = knob(0.01, ge=0, le=1, title="Weight decay", advanced=True)
-    max_grad_norm: float = knob(
-        1.0, ge=0, le=1000, title="Gradient clipping", help="Largest norm; 0 turns it off.", advanced=True
-    )
-    evaluations: int = knob(
-        5,
-        ge=1,
-        le=100,
-        title="Evaluations",
-        help="Spread over the training, the last one included.",
-        advanced=True,
-    )
-    checkpoints: int = knob(
-        3,
-        ge=1,
-        le=50,
-        title="Checkpoints",
-        help="Spread over the training, the last one included.",
-        advanced=True,
-    )
-    patience: int | None = knob(
-        None,
-        ge=1,
-        le=100,
-        title="Early stopping",
-        help="Evaluations without a better score before it stops.",
-        advanced=True,
-    )
-    checkpoint_minutes: float = knob(
-        20,
-        gt=0,
-        le=1440,
-        title="Longest time without a checkpoint",
-        help="Minutes; what a crash may cost at most.",
-        advanced=True,
-    )
-
-
-class LoraSpec(Spec):
-    """Knobs of recipes that can train an adapter instead of the full weights."""
-
-    method: Literal["lora", "full"] = knob(
-        "lora", title="Weights", help="lora trains a small adapter, full every weight."
-    )
-    lora_rank: int = knob(16, ge=1, le=512, title="LoRA rank", advanced=True)
-    lora_alpha: int = knob(
-        32, ge=1, le=1024, title="LoRA alpha", help="Scale of the adapter: alpha / rank.", advanced=True
-    )
-    lora_dropout: float = knob(0.0, ge=0, lt=1, title="LoRA dropout", advanced=True)
+from shared.spec import ScratchSpec, Spec
 
 
 @dataclass(frozen=True)
@@ -118,7 +27,7 @@ class Column:
 
     name: str
     help: str
-    kind: Literal["text", "messages", "label", "labels"] = "text"
+    kind: Literal["text", "messages", "label", "labels", "answers", "image", "audio"] = "text"
     output: bool = False  # what is learned; prediction inputs lack it
     required: bool = True
 
@@ -155,6 +64,15 @@ class Sampling:
     top_k: int = 0
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
+    beams: int = 1  # more than one: beam search, which is deterministic
+    guidance: float | None = None  # of a diffusion model; None: as it was trained to be used
+
+
+class Media(NamedTuple):
+    """A picture or a sound that a recipe made; the engine stores it and puts its name in its place."""
+
+    suffix: Literal["png", "wav"]
+    content: bytes
 
 
 Item = dict[str, Any]  # one encoded example: numbers, lists of numbers, text; what a cache can hold
@@ -165,12 +83,14 @@ class Loss(NamedTuple):
     """A micro-batch's loss as a sum and its weight, so that batches add up exactly.
 
     `total` is differentiable; the step's loss is the sum of totals over the sum of weights (answer
-    tokens, rows …). `extra` holds more sums, floats or tensors, that `scored` turns into metrics.
+    tokens, rows …).
     """
 
     total: Any
     weight: float
-    extra: dict[str, Any] = {}
+
+
+Judged = dict[str, Any]  # what was found of one row, as JSON: sums by name, or a truth and a guess
 
 
 class Scores(NamedTuple):
@@ -185,8 +105,9 @@ class Learner:
     """What the hooks work on. `model` is None until the weights are loaded.
 
     `facts` are JSON: what `Recipe.facts` read from the data (the labels …); they travel with every
-    checkpoint. `source` is the folder of the base model; `frozen` a second copy of the weights as
-    they were, where the recipe needs a reference and trains every weight.
+    checkpoint. `source` is the folder of the base model, None from scratch: then `preset` names the
+    architecture and its size (`shared.presets`). `frozen` is a second copy of the weights as they were,
+    where the recipe needs a reference and trains every weight.
     """
 
     spec: Any
@@ -194,6 +115,7 @@ class Learner:
     tokenizer: Any = None
     model: Any = None
     source: Path | None = None
+    preset: dict[str, Any] = field(default_factory=dict)
     frozen: Any = None
     packs: bool | None = None  # whether batches are packed; None: not tried yet
 
@@ -227,11 +149,16 @@ class Recipe:
     columns: ClassVar[tuple[Column, ...]]
     example: ClassVar[list[dict[str, Any]]]  # rows that train in a second; shown beside the upload
     metrics: ClassVar[tuple[Metric, ...]]  # the first one picks the best checkpoint
-    head: ClassVar[str]  # what a base model must offer: «causal_lm», «encoder»
+    head: ClassVar[str]  # what a base model must offer: «causal_lm», «encoder», «seq2seq», «diffusion»
     default_base_model: ClassVar[str]
     place: ClassVar[int] = 100  # where it stands in lists: smaller is earlier
     needs_reference: ClassVar[bool] = False  # `Learner.reference` is called in the loss
     needs_facts: ClassVar[bool] = False  # only a checkpoint of its own can answer, no plain base model
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it can start without weights, from an architecture preset."""
+        return issubclass(self.spec, ScratchSpec)
 
     # Data, without torch: the web and the importer call these.
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
@@ -276,8 +203,11 @@ class Recipe:
         return {name: value for name, value in row.items() if name not in outputs}
 
     # What is learned from the data before any weight is loaded.
-    def facts(self, rows: Sequence[dict[str, Any]], spec: Any) -> dict[str, Any]:
-        """What the model's shape depends on (the labels …), from the canonical rows; JSON."""
+    def facts(self, rows: Sequence[dict[str, Any]], spec: Any, earlier: dict[str, Any]) -> dict[str, Any]:
+        """What the model's shape depends on (the labels …), from the canonical rows; JSON.
+
+        `earlier` are those of the checkpoint that training starts from; {} for a base model.
+        """
         return {}
 
     def split(
@@ -290,17 +220,32 @@ class Recipe:
         return sorted(order[held:]), sorted(order[:held])
 
     # Building: torch and its friends are imported inside, from here on.
-    def load_tokenizer(self, folder: Any, rows: Sequence[dict[str, Any]], spec: Any) -> Any:
-        """The tokenizer of the base model; a recipe that starts from scratch trains one on `rows`."""
+    def load_tokenizer(self, folder: Path, rows: Sequence[dict[str, Any]], spec: Any) -> Any:
+        """The tokenizer of the base model or checkpoint in `folder`."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(folder)
 
-    def load_model(self, learner: Learner, folder: Any) -> Any:
-        """The weights in float32, as the base model or a full checkpoint has them."""
+    def train_tokenizer(self, rows: Sequence[dict[str, Any]], spec: Any) -> Any:
+        """A tokenizer for a model from scratch, learned from the rows; None where there is no text."""
+        from shared.learning.tokenizers import train
+
+        return train(self.texts(rows), spec)
+
+    def texts(self, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+        """What a tokenizer learns from: every text of the rows."""
+        for row in rows:
+            yield from (value for value in row.values() if isinstance(value, str))
+
+    def load_model(self, learner: Learner, folder: Path) -> Any:
+        """The weights in float32, as the base model or a full checkpoint in `folder` has them."""
         from shared.learning.language_model import load
 
         return load(folder)
+
+    def build_model(self, learner: Learner) -> Any:
+        """New weights of the architecture that `learner.preset` names, drawn from torch's generator."""
+        raise NotImplementedError
 
     def lora(self, learner: Learner) -> Any:
         """The adapter to attach where `spec.method` is lora."""
@@ -328,7 +273,9 @@ class Recipe:
         raise NotImplementedError
 
     def encode_all(self, rows: Sequence[dict[str, Any]], learner: Learner) -> Iterator[tuple[int, Item]]:
-        """(row number from 0, item) of every usable row. Override to pack rows into blocks."""
+        """(row number from 0, item) of every usable row. Override to join rows into blocks: rows that are
+        held out are then encoded apart from the others, so that no block spans both.
+        """
         for number, row in enumerate(rows):
             for item in self.encode(row, learner):
                 yield number, item
@@ -352,21 +299,40 @@ class Recipe:
         self, learner: Learner, rows: Sequence[dict[str, Any]], batches: Iterable[tuple[list[Item], Batch]]
     ) -> Scores:
         """The declared metrics over held-out items; `item["row"]` is the item's place in `rows`."""
-        sums: dict[str, float] = {"loss": 0.0, "weight": 0.0}
-        for _, batch in batches:
-            loss = self.loss(learner, batch)
-            sums["loss"] += float(loss.total)
-            sums["weight"] += loss.weight
-            for name, value in loss.extra.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+        return self.measure(list(self.judge(learner, rows, batches).values()), learner.facts)
+
+    def judge(
+        self, learner: Learner, rows: Sequence[dict[str, Any]], batches: Iterable[tuple[list[Item], Batch]]
+    ) -> dict[int, Judged]:
+        """{place in `rows`: what was found of it}; what several items of a row give is added up."""
+        found: dict[int, Judged] = {}
+        for items, batch in batches:
+            for item, judged in zip(items, self.judged(learner, batch), strict=True):
+                known = found.get(item["row"])
+                found[item["row"]] = added(known, judged) if known else judged
+        return found
+
+    def judged(self, learner: Learner, batch: Batch) -> list[Judged]:
+        """What is found of each item of a batch: sums by name for `scored`, or what `measure` reads."""
+        raise NotImplementedError
+
+    def measure(self, found: list[Judged], facts: dict[str, Any]) -> Scores:
+        """The declared metrics of these rows; called again on samples of them for confidence intervals."""
+        sums: Judged = {}
+        for judged in found:
+            sums = added(sums, judged)
         return Scores(self.scored(sums))
 
-    def scored(self, sums: dict[str, float]) -> dict[str, float]:
-        """The declared metrics from the sums of `loss` (loss, weight and every extra)."""
+    def scored(self, sums: Judged) -> dict[str, float]:
+        """The declared metrics from the sums of `judged`, here `loss` and `weight`."""
         return {"loss": sums["loss"] / max(sums["weight"], 1e-9)}
 
+    def row_score(self, judged: Judged, facts: dict[str, Any]) -> float:
+        """How well one row went, by the recipe's first metric in its direction."""
+        return self.measure([judged], facts).metrics[self.metrics[0].name]
+
     def sample(self, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What the model makes of a few held-out rows: [{prompt, expected, answer}]."""
+        """What the model makes of a few rows: [{prompt, expected, answer}]; an answer may be Media."""
         return []
 
     def encode_input(self, given: dict[str, Any], learner: Learner) -> Item:
@@ -374,12 +340,17 @@ class Recipe:
         raise NotImplementedError
 
     def predict(self, learner: Learner, items: list[Item], sampling: list[Sampling]) -> list[Any]:
-        """An output for each item, JSON."""
+        """An output for each item: JSON, whose values may be Media."""
         raise NotImplementedError
 
     def usage(self, learner: Learner) -> str:
         """Python that loads and asks a downloaded checkpoint, for its card."""
         return ""
+
+
+def added(sums: Judged, more: Judged) -> Judged:
+    """Sums by name, added up."""
+    return {name: sums.get(name, 0) + value for name, value in more.items()}
 
 
 def wire_name(recipe: Recipe) -> str:
@@ -405,42 +376,3 @@ def get(name: str) -> Recipe:
             return recipe
     known = ", ".join(f"'{wire_name(r)}'" for r in recipes().values())
     raise Refused(f"Invalid value: '{name}'. Supported values are: {known}.", param="method.type")
-
-
-OPENAI_NAMES = {"n_epochs": "epochs"}
-
-
-def resolve(recipe: Recipe, asked: dict[str, Any], param: str = "") -> Spec:
-    """The recipe's Spec from what was asked: OpenAI's names are understood, «auto» is the default,
-    `learning_rate_multiplier` scales the default rate. Raises Refused naming the first bad field.
-    """
-    values = {OPENAI_NAMES.get(k, k): v for k, v in asked.items() if v not in ("auto", None, "")}
-    multiplier = values.pop("learning_rate_multiplier", None)
-    try:
-        if multiplier is not None:
-            values.setdefault(
-                "learning_rate", float(multiplier) * recipe.spec.model_fields["learning_rate"].default
-            )
-        return recipe.spec.model_validate(values)
-    except (ValidationError, TypeError, ValueError) as wrong:
-        raise refused(recipe, wrong, param) from None
-
-
-def refused(recipe: Recipe, wrong: Exception, param: str) -> Refused:
-    """A sentence for the first thing that is wrong with a Spec."""
-    if not isinstance(wrong, ValidationError):
-        return Refused(
-            "«learning_rate_multiplier» must be a number.", param=f"{param}learning_rate_multiplier"
-        )
-    first = wrong.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    known = recipe.spec.model_fields.get(name)
-    if known is None:
-        names = ", ".join(recipe.spec.model_fields)
-        return Refused(
-            f"Unrecognized hyperparameter «{name}». «{recipe.name}» has: {names}.",
-            param=param + name,
-            code="unknown_parameter",
-        )
-    said = first["msg"].replace("Input should", "It must").rstrip(".")
-    return Refused(f"{known.title} ({name}) cannot be {first['input']!r}. {said}.", param=param + name)

@@ -20,6 +20,7 @@ from shared import base_models, datasets, jobs
 from shared import recipe as recipes
 from shared.errors import NotFound, Refused
 from shared.leases import clock
+from shared.spec import resolve
 from shared.tables import FINAL, Dataset, Job, RunOutcome, Schedule, ScheduleRun
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ def checked_order(db: Session, team_id: str, dataset_id: str, order: dict[str, A
     if unknown := set(order) - set(ORDER_FIELDS):
         raise Refused(f"Unrecognized field «{min(unknown)}».", param=min(unknown), code="unknown_parameter")
     recipe = recipes.get(order.get("recipe") or "")
-    recipes.resolve(recipe, order.get("hyperparameters") or {})
+    resolve(recipe, order.get("hyperparameters") or {})
     base_models.find(db, team_id, order.get("base_model") or recipe.default_base_model)
     return order
 

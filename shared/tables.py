@@ -287,6 +287,7 @@ class Job(SQLModel, table=True):
     seed: int = 0
     labels: dict = document()  # the API's metadata
     columns: dict = document()  # {the recipe's column: the dataset's column}
+    resources: dict = document()  # {"processes": how many ranks train it}
     base_model_id: str | None = ref("base_models", nullable=True, index=False)
     checkpoint_id: str | None = Field(None, index=True)  # what it starts from, answers with, exports
     dataset_version_id: str | None = ref("dataset_versions", nullable=True)
@@ -421,7 +422,7 @@ class Artifact(SQLModel, table=True):
     team_id: str = ref("teams", cascade=True)
     job_id: str = ref("jobs", cascade=True)  # that makes it
     checkpoint_id: str | None = ref("checkpoints", nullable=True, cascade=True, index=False)
-    form: str  # merged, predictions, errors, metrics
+    form: str  # merged, gguf, predictions, errors, media, metrics, results, shard-<number>
     state: Ready = choice(Ready, Ready.BUILDING)
     prefix: str | None = None
     manifest: list = document(list)  # [{name, bytes, sha256}]

@@ -61,6 +61,7 @@ class EventType(StrEnum):
     EVAL = "eval"
     SAMPLE = "sample"
     CHECKPOINT = "checkpoint"
+    SHARD = "shard"
     LOG = "log"
     ERROR = "error"
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import Refused
-from shared.recipe import Recipe, Spec, resolve
+from shared.recipe import Recipe
+from shared.spec import Spec, resolve
 
 TRUE = {"on", "true", "1", "yes"}
 

@@ -13,7 +13,8 @@ from shared import jobs, queue
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.jobs import Order
-from shared.recipe import Recipe, recipes, resolve
+from shared.recipe import Recipe, recipes
+from shared.spec import resolve
 from shared.tables import BaseModel, Checkpoint, Dataset, DatasetVersion, Job, Kind, Ready, State
 from web import forms
 from web.quote import quote

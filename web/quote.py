@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from sqlmodel import Session, col, func, select
 
-from shared.recipe import Recipe, Spec
+from shared.recipe import Recipe
+from shared.spec import Spec
 from shared.tables import DatasetVersion, Job, Kind, Ready, Slot, State, Worker, now
 
 CHARACTERS_A_TOKEN = 4  # a rough mean over English text; the page says «about»

@@ -58,6 +58,7 @@ def brief(trip: "Trip") -> dict[str, Any]:
         "cache": str(machine.cache.prepared(job.team_id)),
         "device": machine.device(job.slot, trip.index),
         "threads": machine.threads,
+        "processes": job.resources.get("processes", 1),
     }
     if job.kind not in BRIEFS:
         raise Refused(f"This worker cannot do jobs of the kind «{job.kind}».", param="kind")
@@ -194,10 +195,12 @@ def start_of(db: Session, job: Job) -> Start:
 
 
 def weights(machine: "Machine", start: Start) -> dict[str, Any]:
-    """The folders of the starting weights, in the cache."""
+    """The folders of the starting weights, in the cache; from scratch there are none."""
     cache = machine.cache
-    folder = cache.servable(start.full) if start.full else cache.base_model(start.base)
     adapter = cache.servable(start.adapter) if start.adapter else None
+    if start.full is None and base_models.is_scratch(start.base):
+        return {"preset": start.base.facts["preset"]}
+    folder = cache.servable(start.full) if start.full else cache.base_model(start.base)
     return {"base_model": str(folder), "adapter": str(adapter) if adapter else None}
 
 

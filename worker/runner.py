@@ -272,6 +272,8 @@ def store_events(trip: Trip) -> bool:
     for event in fresh:
         if event["type"] == EventType.CHECKPOINT:
             trip.store.add(event)
+        elif event["type"] == EventType.SAMPLE:
+            trip.store.add_media(event)
     return bool(fresh)
 
 

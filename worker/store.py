@@ -1,4 +1,6 @@
-"""Checkpoints on their way to the store while training goes on. Files first, then the row that makes them exist."""
+"""Checkpoints, and the pictures and sounds of samples, on their way to the store while training goes on.
+Files first, then the row that makes a checkpoint exist.
+"""
 
 import logging
 import threading
@@ -7,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from shared import checkpoints, storage
+from shared import checkpoints, media, storage
 from shared.db import transaction
 from shared.tables import Attempt, Job
 from worker.cache import remove
@@ -34,6 +36,13 @@ class Store:
         """A checkpoint that the trainer has finished writing."""
         self._pending.append(self._pool.submit(self._keep, event))
 
+    def add_media(self, event: dict[str, Any]) -> None:
+        """The pictures and sounds that a sample event names."""
+        for sample in event["data"].get("samples") or ():
+            for value in sample.values():
+                if isinstance(value, dict) and "media" in value:
+                    self._pending.append(self._pool.submit(self._keep_media, Path(value["media"]).name))
+
     @property
     def busy(self) -> bool:
         """Whether something is still on its way."""
@@ -58,6 +67,11 @@ class Store:
         row = {"step": event["step"], "prefix": prefix, "manifest": manifest} | described(event["data"])
         self._persist(lambda: self._record(row))
         self._let_go(name, best=bool(event["data"].get("best")))
+
+    def _keep_media(self, name: str) -> None:
+        key, place = media.key(self.job, name), self.folder / "media" / name
+        if key and place.is_file():
+            self._persist(lambda: storage.put(key, place))
 
     def _record(self, row: dict[str, Any]) -> None:
         with transaction() as db:

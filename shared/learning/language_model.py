@@ -24,16 +24,17 @@ def collate(items: list[dict[str, Any]], learner: Learner) -> dict[str, Any]:
     A token is predicted from the one before it, so the last answer token and all behind it are not
     read. `places` [answer tokens] counts through the rows laid end to end (or padded), `targets` are
     the tokens that follow. They are found here, before the batch goes to a GPU, which would have to
-    stop for the answer.
+    stop for the answer. `owners` [answer tokens] are the numbers of their rows.
     """
     import torch
 
-    sequences, places, targets = [], [], []
-    for item in items:
+    sequences, places, targets, owners = [], [], [], []
+    for number, item in enumerate(items):
         answers = [place for place, label in enumerate(item["labels"]) if label != IGNORED and place > 0]
         sequences.append(item["input_ids"][: answers[-1]])
         places.append([place - 1 for place in answers])
         targets += [item["labels"][place] for place in answers]
+        owners += [number] * len(answers)
     if packs(learner):
         shared = packing.in_common(sequences, min(own[0] for own in places))
         batch = packing.pack(sequences, shared)
@@ -42,7 +43,8 @@ def collate(items: list[dict[str, Any]], learner: Learner) -> dict[str, Any]:
         batch = pad([{"input_ids": sequence} for sequence in sequences], learner.tokenizer)
         starts = (number * batch["input_ids"].shape[1] for number in range(len(items)))
     flat = [start + place for start, own in zip(starts, places, strict=False) for place in own]
-    return batch | {"places": torch.tensor(flat), "targets": torch.tensor(targets)}
+    found = {"places": torch.tensor(flat), "targets": torch.tensor(targets), "owners": torch.tensor(owners)}
+    return batch | found
 
 
 def packs(learner: Learner) -> bool:
@@ -79,10 +81,35 @@ def answer_logits(model: Any, batch: dict[str, Any]) -> Any:
         return model(**inputs, use_cache=False).logits.float()
 
 
-def answer_loss(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
-    """(summed cross-entropy of the answers' tokens, how many of them are the likeliest; both tensors)."""
+def answer_loss(model: Any, batch: dict[str, Any]) -> Any:
+    """The summed cross-entropy of the answers' tokens."""
     from torch.nn.functional import cross_entropy
 
-    logits = answer_logits(model, batch)
-    right = (logits.detach().argmax(-1) == batch["targets"]).sum()
-    return cross_entropy(logits, batch["targets"], reduction="sum"), right
+    return cross_entropy(answer_logits(model, batch), batch["targets"], reduction="sum")
+
+
+def answer_sums(model: Any, batch: dict[str, Any]) -> list[dict[str, float]]:
+    """[{loss, weight, right}] of each row: its summed cross-entropy, its answer tokens, how many of those are
+    the likeliest.
+    """
+    from torch.nn.functional import cross_entropy
+
+    logits, targets = answer_logits(model, batch), batch["targets"]
+    return sums_by_owner(
+        batch["owners"],
+        loss=cross_entropy(logits, targets, reduction="none"),
+        right=(logits.argmax(-1) == targets).float(),
+    )
+
+
+def sums_by_owner(owners: Any, **values: Any) -> list[dict[str, float]]:
+    """[{name: sum, weight: count}] of values [tokens] for each owner, numbered from 0 without gaps."""
+    import torch
+
+    count = int(owners.max()) + 1
+    values |= {"weight": torch.ones(len(owners), device=owners.device)}
+    sums = {
+        name: torch.zeros(count, device=owners.device).index_add(0, owners, value).tolist()
+        for name, value in values.items()
+    }
+    return [{name: of[number] for name, of in sums.items()} for number in range(count)]

@@ -14,15 +14,15 @@ from shared.recipe import (
     Column,
     Finding,
     Item,
+    Judged,
     Learner,
-    LoraSpec,
     Loss,
     Metric,
     Recipe,
     Sampling,
     Scores,
-    knob,
 )
+from shared.spec import LoraSpec, knob
 
 TEXT_NAMES = ("text", "sentence", "content", "review", "question")
 LABEL_NAMES = ("label", "labels", "category", "class", "intent", "topic")
@@ -116,7 +116,9 @@ class Classification(Recipe):
                 seen.update(labels_of(mine))
         yield from about_labels(seen, kinds, columns["label"])
 
-    def facts(self, rows: Sequence[dict[str, Any]], spec: ClassificationSpec) -> dict[str, Any]:
+    def facts(
+        self, rows: Sequence[dict[str, Any]], spec: ClassificationSpec, earlier: dict[str, Any]
+    ) -> dict[str, Any]:
         """{"labels": every label in order, "multi_label": bool, "weights": one for each label}."""
         usable = [row for row in rows if row["text"].strip() and row.get("label") not in (None, "")]
         counts = Counter(name for row in usable for name in labels_of(row))
@@ -199,28 +201,31 @@ class Classification(Recipe):
 
     def loss(self, learner: Learner, batch: Batch) -> Loss:
         """Cross-entropy, or binary cross-entropy over all labels, summed over rows."""
-        total, _ = judged(learner, batch)
-        return Loss(total, len(batch["labels"]))
+        each, _ = compared(learner, batch)
+        return Loss(each.sum(), len(batch["labels"]))
 
-    def evaluate(
-        self, learner: Learner, rows: Sequence[dict[str, Any]], batches: Iterable[tuple[list[Item], Batch]]
-    ) -> Scores:
+    def judged(self, learner: Learner, batch: Batch) -> list[Judged]:
+        """Of each row: its loss, the truth and the guess (a class number, or a 0/1 list)."""
+        loss, logits = compared(learner, batch)
+        guesses = (logits > 0).long() if learner.facts["multi_label"] else logits.argmax(-1)
+        told = zip(loss.tolist(), batch["labels"].tolist(), guesses.tolist(), strict=True)
+        return [{"loss": one, "truth": truth, "guess": guess} for one, truth, guess in told]
+
+    def measure(self, found: list[Judged], facts: dict[str, Any]) -> Scores:
         """Macro precision, recall and F1; per label and the confusion matrix in detail."""
         import numpy as np
 
         from shared.learning.scores import multi_label, single_label
 
-        total, truths, guesses = 0.0, [], []
-        for _, batch in batches:
-            loss, logits = judged(learner, batch)
-            total += float(loss)
-            truths.append(batch["labels"].cpu().numpy())
-            multi = learner.facts["multi_label"]
-            guesses.append(((logits > 0) if multi else logits.argmax(-1)).cpu().numpy())
-        truth, guess = np.concatenate(truths), np.concatenate(guesses)
-        measure = multi_label if learner.facts["multi_label"] else single_label
-        metrics, detail = measure(truth, guess, learner.facts["labels"])
-        return Scores(metrics | {"loss": total / len(truth)}, detail)
+        truth, guess = (np.array([judged[name] for judged in found]) for name in ("truth", "guess"))
+        measure = multi_label if facts["multi_label"] else single_label
+        metrics, detail = measure(truth, guess, facts["labels"])
+        loss = sum(judged["loss"] for judged in found) / len(found)
+        return Scores(metrics | {"loss": loss}, detail)
+
+    def row_score(self, judged: Judged, facts: dict[str, Any]) -> float:
+        """The lower the loss, the better the row went."""
+        return -judged["loss"]
 
     def sample(self, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """What the classifier says of the rows."""
@@ -273,8 +278,8 @@ class Classification(Recipe):
         )
 
 
-def judged(learner: Learner, batch: Batch) -> tuple[Any, Any]:
-    """(summed loss, logits [rows, labels])."""
+def compared(learner: Learner, batch: Batch) -> tuple[Any, Any]:
+    """(loss [rows], logits [rows, labels])."""
     from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
     inputs = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask")}
@@ -283,8 +288,8 @@ def judged(learner: Learner, batch: Batch) -> tuple[Any, Any]:
     if learner.facts["multi_label"]:
         truth = batch["labels"].to(logits.dtype)
         each = binary_cross_entropy_with_logits(logits, truth, pos_weight=weights, reduction="none")
-        return each.mean(-1).sum(), logits
-    return cross_entropy(logits, batch["labels"], weight=weights, reduction="sum"), logits
+        return each.mean(-1), logits
+    return cross_entropy(logits, batch["labels"], weight=weights, reduction="none"), logits
 
 
 def label(value: Any) -> str | list[str] | None:

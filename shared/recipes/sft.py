@@ -8,19 +8,8 @@ from typing import Any
 
 from shared.errors import Refused
 from shared.learning import chat
-from shared.recipe import (
-    Batch,
-    Column,
-    Finding,
-    Item,
-    Learner,
-    LoraSpec,
-    Loss,
-    Metric,
-    Recipe,
-    Sampling,
-    knob,
-)
+from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Recipe, Sampling
+from shared.spec import LoraSpec, knob
 
 SAMPLE_TOKENS = 40
 KNOWN_SHAPES = (
@@ -180,8 +169,13 @@ class SFT(Recipe):
         """Cross-entropy of the answers' tokens."""
         from shared.learning.language_model import answer_loss
 
-        total, right = answer_loss(learner.model, batch)
-        return Loss(total, len(batch["targets"]), {"right": right})
+        return Loss(answer_loss(learner.model, batch), len(batch["targets"]))
+
+    def judged(self, learner: Learner, batch: Batch) -> list[Judged]:
+        """Of each row: summed loss, answer tokens, how many of them are the likeliest."""
+        from shared.learning.language_model import answer_sums
+
+        return answer_sums(learner.model, batch)
 
     def scored(self, sums: dict[str, float]) -> dict[str, float]:
         """Loss and accuracy are means over the answers' tokens."""

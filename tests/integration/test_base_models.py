@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from sqlmodel import Session
 
-from shared import base_models, jobs, queue, storage
+from shared import base_models, jobs, presets, queue, storage
 from shared.db import transaction
 from shared.errors import Refused
 from shared.tables import BaseModel, Job, Ready, Slot, State, Team
@@ -163,7 +163,8 @@ def test_the_packaged_models_are_known_once(db: Session):
     base_models.ensure_known(db)
     base_models.ensure_known(db)
     known = [base.id for base in base_models.all_for(db, team.id)]
-    assert known == ["smollm2-135m-instruct", "minilm-l6-v2"]
+    assert known[:2] == ["smollm2-135m-instruct", "minilm-l6-v2"]
+    assert set(known[2:]) == {one["id"] for one in presets.every()}
     assert base_models.find(db, team.id, "minilm-l6-v2").base_model.state == Ready.WAITING
 
 

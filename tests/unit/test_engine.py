@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from shared.recipe import Loss, Spec, get
+from shared.recipe import Loss, get
+from shared.spec import Spec
 from tests.attempts import TINY, checkpoints, events, parquet, run_here, tensors, write_attempt
 from worker.engine.data import Plan, portions
 

@@ -3,7 +3,8 @@
 import pytest
 
 from shared.errors import Refused
-from shared.recipe import recipes, resolve
+from shared.recipe import recipes
+from shared.spec import resolve
 from web import forms
 
 EVERY = list(recipes().values())

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from shared.recipe import Recipe, Sampling, get, recipes, resolve, wire_name
+from shared import presets
+from shared.recipe import Recipe, Sampling, get, recipes, wire_name
+from shared.spec import resolve
 from tests.attempts import TINY, checkpoints, events, parquet, run_here, tensors, write_attempt
 from worker.zygote import Zygote
 
@@ -38,12 +40,15 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def fields(recipe: Recipe, bases: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
     """What an attempt at training the recipe on its own example needs."""
     rows = parquet(tmp_path / "rows.parquet", recipe.example)
-    spec = recipe.spec(epochs=4, batch_size=4, valid_fraction=0.25, max_length=96)
+    known: dict[str, Any] = {"epochs": 4, "batch_size": 4, "valid_fraction": 0.25, "max_length": 96}
+    spec = recipe.spec(**{name: value for name, value in known.items() if name in recipe.spec.model_fields})
+    preset = presets.preset(recipe.default_base_model)
     return {
         "recipe": recipe.name,
         "spec": spec.model_dump(),
         "columns": recipe.recognise(recipe.example[0]),
-        "base_model": bases[recipe.head],
+        "base_model": None if preset else bases[recipe.head],
+        "preset": preset,
         "train": rows,
     }
 

@@ -145,17 +145,17 @@ def test_labels_keep_the_words_of_the_dataset():
     rows = [{"text": "a", "label": value} for value in (10, 9.0, "2", True)]
     columns = {"text": "text", "label": "label"}
     canonical = [CLASSIFICATION.canonical(row, columns) for row in rows]
-    facts = CLASSIFICATION.facts(canonical[:3], CLASSIFICATION.spec())
+    facts = CLASSIFICATION.facts(canonical[:3], CLASSIFICATION.spec(), {})
     assert facts["labels"] == ["2", "9", "10"]
     assert canonical[3]["label"] == "true"
 
 
 def test_only_lists_are_several_labels():
     rows = [{"text": "a", "label": "x, y"}, {"text": "b", "label": "z"}]
-    facts = CLASSIFICATION.facts(rows, CLASSIFICATION.spec())
+    facts = CLASSIFICATION.facts(rows, CLASSIFICATION.spec(), {})
     assert (facts["labels"], facts["multi_label"]) == (["x, y", "z"], False)
     rows = [{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": []}]
-    facts = CLASSIFICATION.facts(rows, CLASSIFICATION.spec())
+    facts = CLASSIFICATION.facts(rows, CLASSIFICATION.spec(), {})
     assert (facts["labels"], facts["multi_label"]) == (["x", "y"], True)
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from shared.recipe import Recipe, Spec, get
+from shared.recipe import Recipe, get
+from shared.spec import Spec
 
 DONE, USER, MEMORY, DISK, DIVERGED, STOPPED, CRASHED = 0, 10, 20, 30, 40, 75, 1
 
@@ -30,7 +31,7 @@ class Attempt(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     folder: Path
-    kind: Literal["train", "infer", "export", "import", "import_base_model"]
+    kind: Literal["train", "evaluate", "infer", "export", "import", "import_base_model"]
     job: str = ""
     recipe: str | None = None
     spec: dict[str, Any] = {}
@@ -38,6 +39,8 @@ class Attempt(BaseModel):
     columns: dict[str, str] = {}
     base_model: Path | None = None
     adapter: Path | None = None
+    preset: dict[str, Any] = {}  # of a model from scratch
+    processes: int = 1
     train: Path | None = None
     valid: Path | None = None
     resume: Path | None = None
@@ -71,6 +74,13 @@ class Attempt(BaseModel):
     def artifacts(self) -> Path:
         """Where outputs go; made when asked for."""
         path = self.folder / "artifacts"
+        path.mkdir(exist_ok=True)
+        return path
+
+    @property
+    def media(self) -> Path:
+        """Where pictures and sounds of samples go; made when asked for."""
+        path = self.folder / "media"
         path.mkdir(exist_ok=True)
         return path
 

@@ -11,13 +11,15 @@ import json
 import math
 import random
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from shared.errors import Refused
-from shared.recipe import Item, Learner, LoraSpec, Recipe, Spec
+from shared.recipe import Item, Learner, Recipe
+from shared.spec import LoraSpec, Spec
 from worker.engine.events import Events
 from worker.engine.items import Items
 
@@ -34,6 +36,7 @@ class Rows(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, path: Path, recipe: Recipe, columns: dict[str, str]) -> None:
+        self.path = path
         stored = set(pq.read_schema(path).names) & set(columns.values())
         self.table = pq.read_table(path, columns=sorted(stored), memory_map=True)
         self.recipe, self.columns = recipe, columns
@@ -53,6 +56,12 @@ class Rows(Sequence[dict[str, Any]]):
 
     def __getitem__(self, place: Any) -> Any:
         return self.read(self.numbers[place])
+
+    def part(self, places: Sequence[int], refused: Sequence[tuple[int, str]] = ()) -> Rows:
+        """The rows at these places, as rows of their own."""
+        part = copy(self)
+        part.numbers, part.refused = [self.numbers[place] for place in places], list(refused)
+        return part
 
     def read(self, number: int) -> dict[str, Any]:
         """Row `number` of the file, from 1. Raises Refused."""
@@ -93,14 +102,17 @@ class Both(Sequence[dict[str, Any]]):
         yield from self.second
 
 
-def encode(
-    rows: Rows, path: Path, learner: Learner, recipe: Recipe, cache: Path | None, events: Events
-) -> Items:
+def joins_rows(recipe: Recipe) -> bool:
+    """Whether items of that recipe span rows, so that held-out rows must be encoded apart."""
+    return type(recipe).encode_all is not Recipe.encode_all
+
+
+def encode(rows: Rows, learner: Learner, recipe: Recipe, cache: Path | None, events: Events) -> Items:
     """Every row as items, read from the cache if the same rows were encoded so before.
 
     Rows that cannot be used are left out with a line in the log.
     """
-    stored = cache / "encoded" / fingerprint(path, rows, learner, recipe) if cache else None
+    stored = cache / "encoded" / fingerprint(rows, learner, recipe) if cache else None
     if stored and stored.exists():
         return Items.load(stored)
     items, places, refused = [], [], list(rows.refused)
@@ -124,10 +136,9 @@ def enumerate_encoded(
 ) -> Iterator[tuple[int, Item]]:
     """(place of the row, item) for usable rows; the others go to `refused`.
 
-    A recipe that packs rows together overrides `encode_all`; one that encodes row by row may refuse
-    single rows.
+    A recipe that joins rows overrides `encode_all`; one that encodes row by row may refuse single rows.
     """
-    if type(recipe).encode_all is not Recipe.encode_all:
+    if joins_rows(recipe):
         yield from recipe.encode_all(rows, learner)
         return
     for place in range(len(rows)):
@@ -145,10 +156,10 @@ def report(refused: list[tuple[int, str]], events: Events) -> None:
         events.log(f"{len(refused)} rows are left out, as they cannot be used. {first}", "warn")
 
 
-def fingerprint(path: Path, rows: Rows, learner: Learner, recipe: Recipe) -> str:
+def fingerprint(rows: Rows, learner: Learner, recipe: Recipe) -> str:
     """What the encoded items depend on: the rows, the recipe's code, the tokenizer, facts and knobs."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with rows.path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
     digest.update(code_of(recipe))
     knobs = {name: value for name, value in learner.spec.model_dump().items() if name not in NOT_ENCODED_WITH}
@@ -158,6 +169,7 @@ def fingerprint(path: Path, rows: Rows, learner: Learner, recipe: Recipe) -> str
     told = [
         recipe.name,
         rows.columns,
+        rows.numbers if joins_rows(recipe) else [],
         knobs,
         learner.facts,
         words,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from shared.recipe import Batch, Item, Learner, Recipe, Scores
+from shared.recipe import Batch, Item, Learner, Media, Recipe, Scores
 from worker.engine.attempt import Attempt
 from worker.engine.data import MOST_EVALUATED, NOT_ENCODED_WITH, View, code_of, portions
 from worker.engine.items import Items
@@ -88,6 +89,8 @@ def judge_base(attempt: Attempt, learner: Learner, held: HeldOut, budget: int, s
         metrics, detail, shown = known
         return Judgement(Scores(metrics, detail), shown)
     judged = judge(attempt.method, learner, held, budget, seed)
+    if any(isinstance(value, Media) for sample in judged.samples for value in sample.values()):
+        return judged  # its pictures belong to this job
     keep(attempt.cache, "judged", key, [judged.scores.metrics, judged.scores.detail, judged.samples])
     return judged
 
@@ -112,6 +115,17 @@ def samples(recipe: Recipe, learner: Learner, held: HeldOut, seed: int) -> list[
     """What the model makes of up to four held-out rows."""
     with quiet(learner, seed):
         return recipe.sample(learner, held.samples)
+
+
+def kept(value: Any, folder: Path) -> Any:
+    """The same JSON with every picture and sound as {"media": name}, its bytes in `folder` under that name."""
+    if isinstance(value, Media):
+        name = f"{hashlib.sha256(value.content).hexdigest()[:32]}.{value.suffix}"
+        (folder / name).write_bytes(value.content)
+        return {"media": name}
+    if isinstance(value, dict):
+        return {name: kept(one, folder) for name, one in value.items()}
+    return [kept(one, folder) for one in value] if isinstance(value, list) else value
 
 
 class quiet:  # noqa: N801 - used as a with-statement's word

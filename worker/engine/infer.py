@@ -13,6 +13,7 @@ from shared.errors import Refused
 from shared.recipe import Item, Learner, Recipe, Sampling
 from worker.engine import weights
 from worker.engine.attempt import DONE, Attempt
+from worker.engine.evaluation import kept
 from worker.engine.events import Events, drop_half_line
 
 WINDOW = 256  # requests read, sorted and answered together
@@ -31,12 +32,13 @@ def infer(attempt: Attempt, events: Events) -> int:
     events.stage("preparing")
     where = weights.device(attempt)
     learner = weights.reopened(attempt, attempt.method)
-    path = attempt.artifacts / "predictions.jsonl"
+    path, media = attempt.artifacts / "predictions.jsonl", attempt.artifacts / "media"
+    media.mkdir(exist_ok=True)
     done, total = drop_half_line(path), count_lines(attempt.requests)
     with path.open("a", encoding="utf-8") as out, torch.no_grad(), weights.autocast(where):
         for window in windows(attempt.requests, skip=done):
             events.stage("evaluating", detail="answering requests", done=done, total=total)
-            for line in answered(attempt.method, learner, window):
+            for line in answered(attempt.method, learner, window, media):
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
             out.flush()
             done += len(window)
@@ -65,8 +67,13 @@ def windows(path: Path, skip: int) -> Iterator[list[dict[str, Any]]]:
         yield window
 
 
-def answered(recipe: Recipe, learner: Learner, window: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """{"row", "output"} or {"row", "error": {message, code, param}} for each request, in their order."""
+def answered(
+    recipe: Recipe, learner: Learner, window: list[dict[str, Any]], media: Path
+) -> list[dict[str, Any]]:
+    """{"row", "output"} or {"row", "error": {message, code, param}} for each request, in their order.
+
+    Pictures and sounds go to the folder `media`; an output names them as {"media": name}.
+    """
     lines: dict[int, dict[str, Any]] = {}
     asked: list[tuple[int, Item, Sampling]] = []
     for place, request in enumerate(window):
@@ -82,7 +89,7 @@ def answered(recipe: Recipe, learner: Learner, window: list[dict[str, Any]]) -> 
     for batch in batches(recipe, asked, learner.device.type):
         outputs = recipe.predict(learner, [item for _, item, _ in batch], [way for _, _, way in batch])
         for (place, _, _), output in zip(batch, outputs, strict=True):
-            lines[place] = {"row": window[place]["row"], "output": output}
+            lines[place] = {"row": window[place]["row"], "output": kept(output, media)}
     return [lines[place] for place in range(len(window))]
 
 

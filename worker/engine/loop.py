@@ -21,7 +21,7 @@ from worker.engine import checkpoint, optim
 from worker.engine.attempt import DONE, STOPPED, Attempt, Diverged, Stop
 from worker.engine.data import portions
 from worker.engine.evaluation import judge as judge_held
-from worker.engine.evaluation import judge_base
+from worker.engine.evaluation import judge_base, kept
 from worker.engine.events import Events
 from worker.engine.run import Run, prepare, recompute, remember_packing
 from worker.engine.weights import autocast, is_adapter
@@ -215,7 +215,7 @@ def judge(run: Run) -> None:
     data = {"which": which, "metrics": scores.metrics, "detail": scores.detail, "rows": rows}
     run.events.write("eval", data, progress.step)
     if shown:
-        run.events.write("sample", {"samples": shown}, progress.step)
+        run.events.write("sample", {"samples": kept(shown, run.attempt.media)}, progress.step)
     if progress.step > 0:
         remember(run)
 

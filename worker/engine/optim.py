@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from shared.recipe import Spec
+from shared.spec import Spec
 
 MATRIX = 2  # parameters of fewer dimensions (biases, norms) are not decayed
 

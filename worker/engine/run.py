@@ -15,7 +15,7 @@ from shared.errors import Refused
 from shared.recipe import Learner, Recipe
 from worker.engine import checkpoint, optim, weights
 from worker.engine.attempt import Attempt
-from worker.engine.data import Both, Plan, Rows, View, code_of, encode, prune
+from worker.engine.data import Both, Plan, Rows, View, code_of, encode, joins_rows, prune
 from worker.engine.evaluation import HeldOut
 from worker.engine.events import Events
 from worker.engine.items import Items
@@ -70,15 +70,16 @@ def prepare(attempt: Attempt, events: Events) -> Run:
     events.stage("preparing")
     recipe, spec = attempt.method, attempt.knobs
     where = weights.device(attempt)
-    path = required(attempt.train)
-    rows = Rows(path, recipe, attempt.columns)
+    rows = Rows(required(attempt.train), recipe, attempt.columns)
     more = Rows(attempt.valid, recipe, attempt.columns) if attempt.valid else None
     every = Both(rows, more) if more is not None else rows
-    facts = weights.known(attempt).get("facts") if attempt.resume else None
-    learner = Learner(spec=spec, facts=facts or recipe.facts(every, spec), source=attempt.base_model)
-    learner.tokenizer = recipe.load_tokenizer(weights.source(attempt), every, spec)
-    items = encode(rows, path, learner, recipe, attempt.cache, events)
-    learning, held = divided(attempt, learner, rows, more, items, events)
+    earlier, folder = weights.known(attempt).get("facts") or {}, weights.source(attempt)
+    facts = earlier if attempt.resume else recipe.facts(every, spec, earlier)
+    learner = Learner(spec=spec, facts=facts, source=attempt.base_model, preset=attempt.preset)
+    learner.tokenizer = (
+        recipe.load_tokenizer(folder, every, spec) if folder else recipe.train_tokenizer(every, spec)
+    )
+    items, learning, held = divided(attempt, learner, rows, more, events)
     plan = Plan(learning, [items.lengths[place] for place in learning], spec, attempt.seed)
     weights.load(recipe, learner, attempt, train=True)
     learner.packs = recall(attempt.cache, "packs", architecture(attempt, learner))
@@ -110,20 +111,28 @@ def required(path: Path | None) -> Path:
 
 
 def divided(
-    attempt: Attempt, learner: Learner, rows: Rows, more: Rows | None, items: Items, events: Events
-) -> tuple[list[int], HeldOut | None]:
-    """The items to learn from, and what is held out: rows of their own, or a share of these."""
-    recipe, spec, every = attempt.method, attempt.knobs, list(range(len(items)))
-    if more is not None and attempt.valid:
-        judged = encode(more, attempt.valid, learner, recipe, attempt.cache, events)
-        return every, HeldOut(more, judged, list(range(len(more))))
+    attempt: Attempt, learner: Learner, rows: Rows, more: Rows | None, events: Events
+) -> tuple[Items, list[int], HeldOut | None]:
+    """The encoded items, which of them to learn from, and what is held out: rows of their own, or a share."""
+    recipe, spec = attempt.method, attempt.knobs
+
+    def encoded(part: Rows) -> Items:
+        return encode(part, learner, recipe, attempt.cache, events)
+
+    if more is None and joins_rows(recipe) and len(rows) > 1 and spec.valid_fraction > 0:
+        learned, chosen = recipe.split(rows, spec.valid_fraction, attempt.seed)
+        rows, more = rows.part(learned, refused=rows.refused), rows.part(chosen) if chosen else None
+    items = encoded(rows)
+    every = list(range(len(items)))
+    if more is not None:
+        return items, every, HeldOut(more, encoded(more), list(range(len(more))))
     usable = sorted(set(items.rows))
-    if len(usable) < 2 or spec.valid_fraction == 0:
-        return every, None
+    if joins_rows(recipe) or len(usable) < 2 or spec.valid_fraction == 0:
+        return items, every, None
     _, chosen = recipe.split(View(rows, usable), spec.valid_fraction, attempt.seed)
     held = {usable[number] for number in chosen}
     learning = [place for place in every if items.rows[place] not in held]
-    return learning, HeldOut(rows, items, sorted(held)) if held else None
+    return items, learning, HeldOut(rows, items, sorted(held)) if held else None
 
 
 def architecture(attempt: Attempt, learner: Learner) -> str:

@@ -12,7 +12,8 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from shared.errors import Refused
-from shared.recipe import Learner, LoraSpec, Recipe
+from shared.recipe import Learner, Recipe
+from shared.spec import LoraSpec
 from worker.engine.attempt import Attempt
 
 ADAPTER = "adapter_config.json"
@@ -54,7 +55,8 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, *, train: bool) -> 
     folder = source(attempt)
     adapted = folder is not None and (folder / ADAPTER).exists()
     lora = isinstance(learner.spec, LoraSpec) and learner.spec.method == "lora"
-    learner.model = recipe.load_model(learner, attempt.base_model if adapted else folder)
+    start = attempt.base_model if adapted else folder
+    learner.model = recipe.load_model(learner, start) if start else recipe.build_model(learner)
     if train and recipe.needs_reference and not lora:
         learner.frozen = deepcopy(learner.model).requires_grad_(requires_grad=False).eval()
     if adapted:
@@ -102,7 +104,9 @@ def reopened(attempt: Attempt, recipe: Recipe) -> Learner:
 
     Raises Refused if it is no checkpoint of this recipe and the recipe cannot answer without one.
     """
-    told = known(attempt)
+    told, folder = known(attempt), source(attempt)
+    if folder is None:
+        raise Refused("A model from scratch has learned nothing yet: train it first.", param="model")
     spec = recipe.spec.model_validate(told.get("spec") or attempt.spec)
     learner = Learner(spec=spec, facts=told.get("facts", {}), source=attempt.base_model)
     if recipe.needs_facts and not learner.facts:
@@ -110,6 +114,6 @@ def reopened(attempt: Attempt, recipe: Recipe) -> Learner:
             f"This base model has not been trained by {recipe.title} yet: answer with one of its checkpoints.",
             param="model",
         )
-    learner.tokenizer = recipe.load_tokenizer(source(attempt), [], spec)
+    learner.tokenizer = recipe.load_tokenizer(folder, [], spec)
     load(recipe, learner, attempt, train=False)
     return learner
