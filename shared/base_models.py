@@ -109,7 +109,7 @@ def is_scratch(base: BaseModel) -> bool:
 def all_for(db: Session, team_id: str) -> Sequence[BaseModel]:
     """The team's own base models, everybody's, then presets; the newest before older ones."""
     wanted = select(BaseModel).where(seen_by(team_id), col(BaseModel.deleted_at).is_(None))
-    order = (col(BaseModel.team_id).is_(None), BaseModel.source == SCRATCH, col(BaseModel.id).desc())
+    order = (col(BaseModel.team_id).is_(None), col(BaseModel.source) == SCRATCH, col(BaseModel.id).desc())
     return db.exec(wanted.order_by(*order)).all()
 
 
