@@ -163,11 +163,36 @@ def seaweedfs(home: Path, env: dict[str, str], ports: dict[str, int]) -> Program
         command=command,
         tier=TIER,
         ready=lambda: (
-            http_answers(ports["s3"], "/healthz") and http_answers(ports["master"], "/cluster/status")
+            http_answers(ports["s3"], "/healthz")
+            and http_answers(ports["master"], "/cluster/status")
+            and s3_knows_its_key(ports["s3"], env)
         ),
         environment={name: env[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
         death_signal=signal.SIGTERM,
     )
+
+
+def s3_knows_its_key(port: int, env: dict[str, str]) -> bool:
+    """Whether the S3 server there takes our key: it answers some moments before its credentials are loaded."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{LOOPBACK}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+        config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
+    )
+    try:
+        client.list_buckets()
+    except (BotoCoreError, ClientError):
+        return False
+    finally:
+        client.close()
+    return True
 
 
 def weed_binary() -> str:

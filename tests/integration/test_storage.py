@@ -11,6 +11,8 @@ import pytest
 
 from shared import storage
 from shared.errors import Refused
+from shared.servers import s3_knows_its_key
+from tests.services import Stack
 
 pytestmark = pytest.mark.usefixtures("stack")
 MIB = 1024**2
@@ -165,3 +167,10 @@ def test_no_whole_bucket_is_deleted_by_mistake(prefix: str):
 
 def test_the_store_passes_its_own_test():
     storage.self_test()
+
+
+def test_a_store_that_does_not_know_the_key_yet_is_not_ready(stack: Stack):
+    known = stack.environment
+    port = int(known["S3_ENDPOINT"].rsplit(":", 1)[1])
+    assert s3_knows_its_key(port, known)
+    assert not s3_knows_its_key(port, known | {"AWS_ACCESS_KEY_ID": "not-loaded-yet"})
