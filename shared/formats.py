@@ -4,6 +4,9 @@ Everything here is pure Python over open files, bounded in memory, and raises Re
 that says what is wrong, in which row, and what to do. The web looks at the head of an upload with it,
 the importer reads the whole. Rows count as in the user's file: lines of JSONL and text, spreadsheet
 rows of CSV and TSV (the header is row 1), rows of Parquet.
+
+A text file is one stream: a row for each line, its line end kept, blank lines too. A row that ends in
+a line end is continued by the next one; joined, the rows are the file again.
 """
 
 import csv
@@ -165,7 +168,7 @@ def rows(file: BinaryIO, kind: Glance) -> Iterator[tuple[int, dict[str, Any]]]:
     if kind.format == "jsonl":
         return json_rows(file)
     if kind.format == "text":
-        return ((number, {"text": text.rstrip("\r\n")}) for number, text in lines(file) if text.strip())
+        return ((number, {"text": text}) for number, text in lines(file))
     return table_rows(file, kind.delimiter)
 
 

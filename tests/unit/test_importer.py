@@ -103,10 +103,15 @@ def test_a_zip_is_read_as_the_file_in_it(tmp_path: Path):
     assert made.report["format"] == "tsv"
 
 
-def test_text_becomes_one_row_a_line(tmp_path: Path):
-    made = imported(tmp_path, "a.txt", "größer\r\n\r\n  x\n".encode())
-    assert made.rows == [{"text": "größer"}, {"text": "  x"}]
-    assert made.numbers == [1, 3]
+@pytest.mark.parametrize(
+    "text", ["größer\r\n\r\n  x\n", "no line end", "\n\na\n\n", " \x0b\x0c\u2028a\rb\n\t"]
+)
+def test_a_text_file_is_one_stream_with_a_row_for_each_line(tmp_path: Path, text: str):
+    made = imported(tmp_path, "a.txt", text.encode())
+    assert "".join(row["text"] for row in made.rows) == text
+    assert all(row["text"].endswith("\n") for row in made.rows[:-1])
+    assert made.numbers == list(range(1, len(made.rows) + 1))
+    assert [row["text"] for row in made.report["preview"]] == [row["text"] for row in made.rows]
 
 
 def test_values_of_several_kinds_become_text_with_a_finding(tmp_path: Path):
