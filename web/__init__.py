@@ -108,7 +108,8 @@ def finish(response: Response) -> Response:
     headers["Permissions-Policy"] = "camera=(), microphone=(), geolocation=()"
     if current_app.config["HTTPS"]:
         headers["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
-    if g.get("caller") is not None:
+    never_changes = "immutable" in headers.get("Cache-Control", "")
+    if g.get("caller") is not None and not never_changes:
         headers["Cache-Control"] = "no-store"
     else:
         headers.setdefault("Cache-Control", "no-store")

@@ -7,8 +7,9 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, render_template
 from sqlmodel import Session, col, select
 
-from shared import checkpoints, events, ranking
+from shared import base_models, checkpoints, events, media, ranking, storage
 from shared.db import transaction
+from shared.errors import NotFound
 from shared.recipe import Recipe, recipes, wire_name
 from shared.settings import settings
 from shared.tables import (
@@ -107,18 +108,35 @@ def series(job_id: str) -> Response:
         return jsonify(events.series(db, own(db, job_id).id))
 
 
+@pages.get("/jobs/<job_id>/media/<name>")
+def medium(job_id: str, name: str) -> Response:
+    """A picture or sound among the job's samples. Raises NotFound."""
+    from web.downloads import shown
+
+    with transaction() as db:
+        key = media.key(own(db, job_id), name)
+    if key is None:
+        raise NotFound("file", name)
+    try:
+        return shown(key, name, media.TYPES[name.rsplit(".", 1)[-1]])
+    except storage.Missing:
+        raise NotFound("file", name) from None
+
+
 def surroundings(db: Session, job: Job, recipe: Recipe | None) -> dict[str, Any]:
     """The rows that the job names, and the API call that names them."""
     version = db.get(DatasetVersion, job.dataset_version_id) if job.dataset_version_id else None
     valid = db.get(DatasetVersion, job.valid_version_id) if job.valid_version_id else None
     start = db.get(Checkpoint, job.checkpoint_id) if job.checkpoint_id else None
     person = db.get(User, job.created_by) if job.created_by else None
+    base = db.get(BaseModel, job.base_model_id) if job.base_model_id else None
     return {
         "version": version,
         "dataset": db.get(Dataset, version.dataset_id) if version else None,
         "valid": valid,
         "valid_dataset": db.get(Dataset, valid.dataset_id) if valid else None,
-        "base": db.get(BaseModel, job.base_model_id) if job.base_model_id else None,
+        "base": base,
+        "untrained": base is not None and base_models.is_scratch(base) and start is None,
         "start": start,
         "start_job": db.get(Job, start.job_id) if start else None,
         "schedule": db.get(Schedule, job.schedule_id) if job.schedule_id else None,
@@ -193,8 +211,10 @@ def sample_steps(told: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "steps": [at["step"] for at in told if at["step"]]}
 
 
-def spoken(value: Any) -> str:
-    """Text, labels or messages as text."""
+def spoken(value: Any) -> Any:
+    """Text, labels or messages as text; a picture or sound as it is: {"media": its name}."""
+    if isinstance(value, dict) and "media" in value:
+        return value
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in value)
     if isinstance(value, list):

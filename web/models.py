@@ -9,6 +9,7 @@ from werkzeug.wrappers import Response
 from shared import base_models, jobs, queue
 from shared.db import transaction
 from shared.errors import NotFound, Refused
+from shared.presets import every as every_preset
 from shared.recipe import recipes
 from shared.settings import settings
 from shared.tables import BaseModel, Checkpoint, Job, Ready, State, Team
@@ -25,9 +26,11 @@ def index() -> str:
 def listed(wrong: dict[str, str], typed: str, hub_id: str = "") -> str:
     """The list, with what was wrong with an upload or a hub id beside its field."""
     with transaction() as db:
+        every = base_models.all_for(db, g.caller.team_id)
         return render_template(
             "models/index.html",
-            models=base_models.all_for(db, g.caller.team_id),
+            models=[base for base in every if not base_models.is_scratch(base)],
+            presets=by_architecture([base for base in every if base_models.is_scratch(base)]),
             tuned=tuned(db),
             good_for=good_for,
             wrong=wrong,
@@ -76,7 +79,7 @@ def from_hub() -> Response | tuple[str, int]:
     return redirect(f"/models/{model.id}", 303)
 
 
-@pages.get("/models/<model_id>")
+@pages.get("/models/<path:model_id>")
 def show(model_id: str) -> str:
     """One base model: its facts, its files, and what was trained from it."""
     with transaction() as db:
@@ -90,7 +93,7 @@ def show(model_id: str) -> str:
         )
 
 
-@pages.post("/models/<model_id>/import")
+@pages.post("/models/<path:model_id>/import")
 def fetch(model_id: str) -> Response:
     """Import it now, instead of when a job first needs it; or again, after a failure."""
     with transaction() as db:
@@ -108,7 +111,7 @@ def fetch(model_id: str) -> Response:
     return redirect(f"/models/{model_id}", 303)
 
 
-@pages.post("/models/<model_id>/delete")
+@pages.post("/models/<path:model_id>/delete")
 def delete(model_id: str) -> Response:
     """Take one of the team's own base models away."""
     with transaction() as db:
@@ -116,6 +119,16 @@ def delete(model_id: str) -> Response:
         base_models.delete(db, model)
     flash(f"«{model.title}» is deleted.", "good")
     return redirect("/models", 303)
+
+
+def by_architecture(presets: list[BaseModel]) -> dict[str, list[BaseModel]]:
+    """{architecture: its presets by size}, in the order of `shared.presets`."""
+    known = {preset.id: preset for preset in presets}
+    groups: dict[str, list[BaseModel]] = {}
+    for one in every_preset():
+        if one["id"] in known:
+            groups.setdefault(one["facts"]["architecture"], []).append(known[one["id"]])
+    return groups
 
 
 def own(db: Session, model_id: str) -> BaseModel:
@@ -132,9 +145,9 @@ def file_of(model: BaseModel) -> str | None:
 
 
 def good_for(model: BaseModel) -> list[Any]:
-    """The recipes that can start from it."""
-    heads = model.facts.get("heads", [])
-    return [recipe for recipe in recipes().values() if recipe.head in heads]
+    """The recipes that can start from it as it is."""
+    heads, scratch = model.facts.get("heads", []), base_models.is_scratch(model)
+    return [r for r in recipes().values() if r.head in heads and (r.from_scratch or not scratch)]
 
 
 def tuned(db: Session, base_model_id: str | None = None) -> list[dict[str, Any]]:

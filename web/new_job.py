@@ -10,6 +10,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.wrappers import Response
 
 from shared import jobs, queue
+from shared.base_models import is_scratch
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.jobs import Order
@@ -246,24 +247,34 @@ def versions_for(db: Session) -> list[tuple[DatasetVersion, Dataset]]:
 
 
 def models_for(db: Session, recipe: Recipe) -> dict[str, list]:
-    """`base`: base models with the recipe's head (or not imported yet); `tuned`: [(checkpoint, job)]."""
+    """`base`: base models with the recipe's head (or not imported yet); `scratch`: presets likewise;
+    `tuned`: [(checkpoint, job)], also of what another recipe has pretrained.
+    """
     mine = (col(BaseModel.team_id).is_(None)) | (BaseModel.team_id == g.caller.team_id)
     every = select(BaseModel).where(mine, col(BaseModel.deleted_at).is_(None)).order_by(BaseModel.title)
-    base = [m for m in db.exec(every) if fits(m, recipe) and m.state is not Ready.FAILED]
+    known = [m for m in db.exec(every) if m.state is not Ready.FAILED]
+    base = [m for m in known if fits(m, recipe)]
+    trained_on = [m.id for m in known if recipe.head in (m.facts.get("heads") or [recipe.head])]
     best = (
         select(Checkpoint, Job)
         .join(Job, col(Job.best_checkpoint_id) == Checkpoint.id)
         .where(Job.team_id == g.caller.team_id, Job.state == State.SUCCEEDED, col(Job.deleted_at).is_(None))
-        .where(col(Job.base_model_id).in_([m.id for m in base]), col(Checkpoint.deleted_at).is_(None))
+        .where(col(Job.base_model_id).in_(trained_on), col(Checkpoint.deleted_at).is_(None))
         .order_by(col(Job.id).desc())
         .limit(50)
     )
-    return {"base": base, "tuned": list(db.exec(best).all())}
+    return {
+        "base": [m for m in base if not is_scratch(m)],
+        "scratch": [m for m in base if is_scratch(m)],
+        "tuned": list(db.exec(best).all()),
+    }
 
 
 def fits(model: BaseModel, recipe: Recipe) -> bool:
     """Whether it offers the recipe's head; what was never imported is judged by the recipes' defaults."""
     heads = model.facts.get("heads")
+    if is_scratch(model) and not recipe.from_scratch:
+        return False
     if heads:
         return recipe.head in heads
     defaults = {r.default_base_model: r.head for r in recipes().values()}

@@ -107,6 +107,7 @@ POLICY: dict[str, Rule] = {
     "jobs.delete": OWNER,
     "job_page.show": VIEWER,
     "job_page.series": VIEWER,
+    "job_page.medium": VIEWER,
     "stream.follow": VIEWER,
     "new_job.form": MEMBER,
     "new_job.submit": MEMBER,
