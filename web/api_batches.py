@@ -206,7 +206,7 @@ def faults(job: Job) -> shapes.BatchFaults | None:
 
 def counts(job: Job) -> shapes.Counts:
     """How many requests there are, and how many are answered."""
-    told = job.scores.get("request_counts") or {}
+    told = job.scores.get("requests") or {}
     done = int(job.progress.get("done") or 0)
     failed = int(told.get("failed", 0))
     return shapes.Counts(
