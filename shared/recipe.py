@@ -151,6 +151,7 @@ class Recipe:
     metrics: ClassVar[tuple[Metric, ...]]  # the first one picks the best checkpoint
     head: ClassVar[str]  # what a base model must offer: «causal_lm», «encoder», «seq2seq», «diffusion»
     default_base_model: ClassVar[str]
+    family: ClassVar[str] = "Fine-tuning"  # the heading that it stands under in the form
     place: ClassVar[int] = 100  # where it stands in lists: smaller is earlier
     needs_reference: ClassVar[bool] = False  # `Learner.reference` is called in the loss
     needs_facts: ClassVar[bool] = False  # only a checkpoint of its own can answer, no plain base model
@@ -201,6 +202,10 @@ class Recipe:
         """The part of a canonical row that a prediction starts from: it leaves out what is learned."""
         outputs = {c.name for c in self.columns if c.output}
         return {name: value for name, value in row.items() if name not in outputs}
+
+    def examples(self, rows: int, characters: int, spec: Any) -> int:
+        """About how many items so many rows with so many characters make, for the estimate of steps."""
+        return rows
 
     # What is learned from the data before any weight is loaded.
     def facts(self, rows: Sequence[dict[str, Any]], spec: Any, earlier: dict[str, Any]) -> dict[str, Any]:

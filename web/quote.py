@@ -49,15 +49,16 @@ def quote(
     elif version:
         told.warnings.append("The dataset is still being read; the job waits for it by itself.")
     if spec and told.trained:
-        told.steps = steps(told.trained, spec)
+        characters = (told.tokens or 0) * CHARACTERS_A_TOKEN
+        told.steps = steps(recipe.examples(told.trained, characters, spec), spec)
         told.seconds = past_pace(db, team_id, recipe, base_model_id, told.steps * spec.batch_size)
     _look_at_the_queue(db, told)
     return told
 
 
-def steps(rows: int, spec: Spec) -> int:
-    """Optimizer steps for that many rows."""
-    full = math.ceil(math.ceil(rows / spec.batch_size) * spec.epochs)
+def steps(examples: int, spec: Spec) -> int:
+    """Optimizer steps for that many examples."""
+    full = math.ceil(math.ceil(examples / spec.batch_size) * spec.epochs)
     return max(1, min(full, spec.max_steps or full))
 
 
