@@ -7,9 +7,12 @@ Everything here is libc by ctypes and is called between fork and the first line 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -19,6 +22,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 OOM_SCORE = 800  # when memory runs out the kernel ends the trainer, not the database
 
 # What a trainer may know of its surroundings; everything else stays with the supervisor.
@@ -72,9 +76,18 @@ def confine(parent: int) -> None:
 
 
 def own_network() -> bool:
-    """An empty network namespace: not even the loopback of this machine. False where it is not allowed."""
-    if os.geteuid() == 0 and libc.unshare(CLONE_NEWNET) == 0:
-        return True
+    """An empty network namespace with a loopback of its own, over which the processes of one attempt talk: not
+    even the loopback of this machine is there. False where it is not allowed.
+    """
+    allowed = (os.geteuid() == 0 and libc.unshare(CLONE_NEWNET) == 0) or own_user()
+    if allowed:
+        with suppress(OSError):
+            raise_loopback()
+    return allowed
+
+
+def own_user() -> bool:
+    """A network namespace by way of a user namespace, as one who is not root gets it."""
     user, group = os.geteuid(), os.getegid()
     if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
         return False
@@ -83,6 +96,14 @@ def own_network() -> bool:
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
     return True
+
+
+def raise_loopback() -> None:
+    """Bring `lo` of this network namespace up. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        told = fcntl.ioctl(probe, SIOCGIFFLAGS, struct.pack("16sh14x", b"lo", 0))
+        (flags,) = struct.unpack_from("16xh", told)
+        fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
 
 
 def watch(pipe: int, then: Callable[[], None]) -> None:

@@ -237,10 +237,9 @@ class Nursery:
             os.write(settled, b"1")
             os.close(settled)
             walls.confine(zygote)
-            walls.watch(self.lifeline, walls.end_group)
             from worker.engine.__main__ import run
 
-            code = run(folder, stop)
+            code = run(folder, stop, forked=lambda: walls.watch(self.lifeline, walls.end_group))
         except SystemExit as end:
             code = int(end.code or 0)
         except BaseException:  # noqa: BLE001 - the last line of a process

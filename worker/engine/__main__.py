@@ -10,6 +10,7 @@ import errno
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,11 +19,15 @@ from transformers.utils import logging
 from shared.errors import Refused
 from worker.engine import attempt as ends
 from worker.engine.attempt import Attempt, Diverged, Stop
-from worker.engine.events import Events
+from worker.engine.events import Events, Silence
+from worker.engine.ranks import Ranks, together
 
 
-def run(folder: Path, stop: Stop | None = None) -> int:
-    """Do the attempt in that folder and return its exit code; what went wrong is the last event."""
+def run(folder: Path, stop: Stop | None = None, forked: Callable[[], None] = lambda: None) -> int:
+    """Do the attempt in that folder and return its exit code; what went wrong is the last event.
+
+    `forked` is called when this process will fork no more: from there on it may have threads.
+    """
     stop = stop or Stop().listen()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -30,7 +35,15 @@ def run(folder: Path, stop: Stop | None = None) -> int:
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
     events = Events(folder)
     try:
-        return do(Attempt.read(folder), events, stop)
+        return ended(events, lambda: do(Attempt.read(folder), events, stop, forked))
+    finally:
+        events.close()
+
+
+def ended(events: Events, work: Callable[[], int]) -> int:
+    """The exit code of the work; what went wrong in it is told."""
+    try:
+        return work()
     except SystemExit as end:
         return int(end.code or 0)
     except Refused as wrong:
@@ -46,16 +59,15 @@ def run(folder: Path, stop: Stop | None = None) -> int:
         return full_disk(wrong, events)
     except Exception:  # noqa: BLE001 - the border: the runner reads the code and the log
         return crashed(events)
-    finally:
-        events.close()
 
 
-def do(attempt: Attempt, events: Events, stop: Stop) -> int:
+def do(attempt: Attempt, events: Events, stop: Stop, forked: Callable[[], None]) -> int:
     """What the attempt's kind asks for."""
     if attempt.kind == "train":
-        from worker.engine.loop import train
-
-        return train(attempt, events, stop)
+        return together(
+            attempt.processes, attempt.folder, lambda ranks: train(attempt, events, stop, ranks), forked
+        )
+    forked()
     if attempt.kind == "infer":
         from worker.engine.infer import infer
 
@@ -67,6 +79,14 @@ def do(attempt: Attempt, events: Events, stop: Stop) -> int:
     from worker.engine import importer
 
     return importer.run(attempt, events)
+
+
+def train(attempt: Attempt, events: Events, stop: Stop, ranks: Ranks) -> int:
+    """The training as one of its processes; the first alone is heard."""
+    from worker.engine import loop
+
+    told = events if ranks.first else Silence()
+    return ended(told, lambda: loop.train(attempt, told, stop, ranks))
 
 
 def out_of_memory(wrong: Exception) -> str:

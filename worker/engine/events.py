@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 import time
 from pathlib import Path
@@ -71,6 +72,26 @@ class Events:
         event = {"seq": self.seq, "at": time.time(), "type": kind, "step": step, "data": finite(data)}
         self.file.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
         self.file.flush()
+
+
+class Silence(Events):
+    """What the other processes of a training report: nothing, but for the output's log why they end."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, kind: str, data: dict[str, Any], step: int | None = None) -> None:
+        """Not told."""
+
+    def step(self, step: int, data: dict[str, Any]) -> None:
+        """Not told."""
+
+    def error(self, code: str, message: str, **more: Any) -> None:  # noqa: ARG002 - as its parent's
+        """For whoever reads the log of the output."""
+        sys.stderr.write(f"{code}: {message}\n")
+
+    def close(self) -> None:
+        """Nothing waits."""
 
 
 def drop_half_line(path: Path) -> int:

@@ -23,20 +23,21 @@ from worker.engine.data import portions
 from worker.engine.evaluation import judge as judge_held
 from worker.engine.evaluation import judge_base, kept
 from worker.engine.events import Events
+from worker.engine.ranks import ALONE, FINISH, GO_ON, LEAVE, Ranks
 from worker.engine.run import Run, prepare, recompute, remember_packing
 from worker.engine.weights import autocast, is_adapter
 
 MOST_UNSTEADY = 3  # steps in a row without a finite loss
 SEED_OF_EVALUATION = 1_234_567
-PRIME = 1_000_003  # keeps the seeds of steps apart
+PRIME = 1_000_003  # keeps the seeds of steps and items apart
 
 
-def train(attempt: Attempt, events: Events, stop: Stop) -> int:
+def train(attempt: Attempt, events: Events, stop: Stop, ranks: Ranks = ALONE) -> int:
     """Train to the end, or to the step after which a stop was asked for. Returns the exit code.
 
     Raises Refused (the user's to mend), Diverged, torch.OutOfMemoryError, OSError (the disk is full).
     """
-    run = prepare(attempt, events)
+    run = prepare(attempt, events, ranks)
     try:
         return go(run, stop)
     finally:
@@ -44,30 +45,53 @@ def train(attempt: Attempt, events: Events, stop: Stop) -> int:
 
 
 def go(run: Run, stop: Stop) -> int:
-    """From where the run stands to its end."""
-    events = run.events
-    progress, total = run.progress, run.plan.total
+    """From where the run stands to its end. Every rank takes every step; rank 0 decides and does the rest."""
     evaluate_at, save_at = milestones(run)
-    if progress.judged_at != progress.step and progress.step in evaluate_at | {0}:
-        judge(run)
-    events.stage("training", done=progress.step, total=total)
-    stop.patient = True  # until here nothing is lost by leaving at once
-    while progress.step < total and not patience_is_over(run):
-        if stop.requested:
-            return leave(run)
-        advance(run)
-        if run.stepped == 1:
-            remember_packing(run)
-        if progress.step in evaluate_at and not (stop.requested and progress.step < total):
+    if run.ranks.first:
+        if run.progress.judged_at != run.progress.step and run.progress.step in evaluate_at | {0}:
             judge(run)
-            if progress.step < total:
-                events.stage("training", done=progress.step, total=total)
-        if progress.step in save_at or overdue(run) or worth_keeping(run):
-            save(run)
-    events.stage("saving")
+        tell_training(run)
+    stop.patient = True  # until here nothing is lost by leaving at once
+    while (word := run.ranks.decided(next_move(run, stop))) == GO_ON:
+        advance(run)
+        if run.ranks.first:
+            if run.stepped == 1:
+                remember_packing(run)
+            look_around(run, stop, evaluate_at, save_at)
+    if not run.ranks.first:
+        return DONE
+    return leave(run) if word == LEAVE else finish(run)
+
+
+def next_move(run: Run, stop: Stop) -> int:
+    """Whether there is another step to take."""
+    if run.progress.step >= run.plan.total or patience_is_over(run):
+        return FINISH
+    return LEAVE if stop.requested else GO_ON
+
+
+def look_around(run: Run, stop: Stop, evaluate_at: set[int], save_at: set[int]) -> None:
+    """After a step: evaluate and save where it is time to."""
+    progress, total = run.progress, run.plan.total
+    if progress.step in evaluate_at and not (stop.requested and progress.step < total):
+        judge(run)
+        if progress.step < total:
+            tell_training(run)
+    if progress.step in save_at or overdue(run) or worth_keeping(run):
+        save(run)
+
+
+def tell_training(run: Run) -> None:
+    """Say that steps are being taken."""
+    run.events.stage("training", done=run.progress.step, total=run.plan.total)
+
+
+def finish(run: Run) -> int:
+    """The last checkpoint, whole on the disk."""
+    run.events.stage("saving")
     save(run)
     run.writer.wait()
-    events.stage("done")
+    run.events.stage("done")
     return DONE
 
 
@@ -108,26 +132,40 @@ def advance(run: Run) -> None:
 
 
 def accumulated(run: Run, step: int, batch: list[int]) -> tuple[float, float]:
-    """Gradients of the whole batch, summed. Returns (summed loss, its weight).
+    """Gradients of the whole batch, summed over micro-batches and ranks. Returns (summed loss, its weight).
 
-    Where memory runs out the micro-batches are halved and the step starts over.
+    Where a rank's memory runs out all of them halve their micro-batches and the step starts over.
     """
+    own, lengths = run.ranks.share(batch), [run.items.lengths[place] for place in batch]
     while True:
-        try:
-            return gradients(run, step, batch)
-        except (torch.OutOfMemoryError, RuntimeError) as wrong:
-            if not (isinstance(wrong, torch.OutOfMemoryError) or "can't allocate memory" in str(wrong)):
-                raise
-            run.optimizer.zero_grad(set_to_none=True)
-            make_room(run, [run.items.lengths[place] for place in batch], wrong)
+        found = tried(run, step, own)
+        full = isinstance(found, Exception)
+        loss, weight, are_full = run.ranks.summed(*((0.0, 0.0) if full else found), float(full))
+        if not are_full:
+            run.ranks.add_gradients(run.trained_weights)
+            return loss, weight
+        run.optimizer.zero_grad(set_to_none=True)
+        make_room(run, lengths, found if full else None)
 
 
-def gradients(run: Run, step: int, batch: list[int]) -> tuple[float, float]:
-    """Forward and backward over the batch's micro-batches."""
+def tried(run: Run, step: int, own: list[int]) -> tuple[float, float] | Exception:
+    """What `gradients` gives, or the error if memory ran out."""
+    try:
+        return gradients(run, step, own)
+    except (torch.OutOfMemoryError, RuntimeError) as wrong:
+        if not (isinstance(wrong, torch.OutOfMemoryError) or "can't allocate memory" in str(wrong)):
+            raise
+        return wrong.with_traceback(None)  # the frames hold on to what was computed
+
+
+def gradients(run: Run, step: int, own: list[int]) -> tuple[float, float]:
+    """Forward and backward over the micro-batches of a step's items. Each draws its random numbers by the step
+    and its first item, so that ranks draw different ones and a step that starts over repeats itself.
+    """
     learner, recipe = run.learner, run.recipe
-    torch.manual_seed((run.attempt.seed * PRIME + step) % 2**63)
     total, weight = torch.zeros((), device=learner.device), 0.0
-    for places in portions(batch, run.items.lengths, run.progress.budget):
+    for places in portions(own, run.items.lengths, run.progress.budget):
+        torch.manual_seed(seed_of(run.attempt.seed, step, places[0]))
         items = [run.items[place] for place in places]
         tensors = recipe.collate(items, learner)
         tensors = {name: value.to(learner.device, non_blocking=True) for name, value in tensors.items()}
@@ -139,17 +177,26 @@ def gradients(run: Run, step: int, batch: list[int]) -> tuple[float, float]:
     return float(total), weight
 
 
-def make_room(run: Run, lengths: list[int], wrong: Exception) -> None:
+def seed_of(seed: int, step: int, item: int) -> int:
+    """A seed for one micro-batch."""
+    return ((seed * PRIME + step) * PRIME + item) % 2**63
+
+
+def make_room(run: Run, lengths: list[int], wrong: Exception | None) -> None:
     """Halve the micro-batches; when they are single rows, trade time for memory; then give up."""
     progress = run.progress
     if run.learner.device.type == "cuda":
         torch.cuda.empty_cache()
     if progress.budget > max(lengths):
-        progress.budget = min(progress.budget, max(lengths) * len(lengths)) // 2
-        run.events.log(
-            "Memory ran out: smaller micro-batches from here on, more of them in a step. The result is the same.",
-            "warn",
-        )
+        most = max(lengths) * math.ceil(len(lengths) / run.ranks.size)
+        progress.budget = min(progress.budget, most) // 2
+        if not run.halved:
+            run.events.log(
+                "Memory ran out: smaller micro-batches from here on, more of them in a step. "
+                "The result is the same.",
+                "warn",
+            )
+        run.halved = True
     elif not progress.checkpointing and hasattr(run.learner.model, "activation_checkpointing_enable"):
         progress.checkpointing = True
         recompute(run.learner)

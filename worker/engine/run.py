@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import time
+import zlib
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -20,6 +25,7 @@ from worker.engine.evaluation import HeldOut
 from worker.engine.events import Events
 from worker.engine.items import Items
 from worker.engine.memory import keep, recall
+from worker.engine.ranks import ALONE, Ranks
 
 BUDGET = {"cpu": 2048, "cuda": 16_384}  # tokens in a micro-batch, until the memory says otherwise
 
@@ -57,31 +63,37 @@ class Run:
     optimizer: torch.optim.Optimizer
     progress: Progress
     writer: checkpoint.Writer
+    ranks: Ranks = ALONE
+    halved: bool = False  # micro-batches, and it was said
     saved_step: int = -1
     saved_at: float = field(default_factory=time.monotonic)
     seconds: float = 0.0  # spent in steps by this process
     stepped: int = 0  # steps by this process
-    read: int = 0  # items read by this process
-    trained: int = 0  # tokens read by this process
+    read: int = 0  # items read by all processes meanwhile
+    trained: int = 0  # tokens likewise
+
+    @property
+    def trained_weights(self) -> list[torch.Tensor]:
+        """What the optimizer moves, in its order."""
+        return [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
 
-def prepare(attempt: Attempt, events: Events) -> Run:
+def prepare(attempt: Attempt, events: Events, ranks: Ranks = ALONE) -> Run:
     """Encode rows, lay out the steps, load weights, and pick up the checkpoint to go on from. Raises Refused."""
     events.stage("preparing")
     recipe, spec = attempt.method, attempt.knobs
-    where = weights.device(attempt)
+    where = weights.device(attempt, ranks.rank)
     rows = Rows(required(attempt.train), recipe, attempt.columns)
     more = Rows(attempt.valid, recipe, attempt.columns) if attempt.valid else None
     every = Both(rows, more) if more is not None else rows
-    earlier, folder = weights.known(attempt).get("facts") or {}, weights.source(attempt)
+    earlier = weights.known(attempt).get("facts") or {}
     facts = earlier if attempt.resume else recipe.facts(every, spec, earlier)
     learner = Learner(spec=spec, facts=facts, source=attempt.base_model, preset=attempt.preset)
-    learner.tokenizer = (
-        recipe.load_tokenizer(folder, every, spec) if folder else recipe.train_tokenizer(every, spec)
-    )
-    items, learning, held = divided(attempt, learner, rows, more, events)
+    learner.tokenizer = tokenizer(attempt, every, ranks)
+    with ranks.one_after_the_other() if attempt.cache else nullcontext():
+        items, learning, held = divided(attempt, learner, rows, more, events)
     plan = Plan(learning, [items.lengths[place] for place in learning], spec, attempt.seed)
-    weights.load(recipe, learner, attempt, train=True)
+    weights.load(recipe, learner, attempt, where, train=True)
     learner.packs = recall(attempt.cache, "packs", architecture(attempt, learner))
     run = Run(
         attempt=attempt,
@@ -94,13 +106,31 @@ def prepare(attempt: Attempt, events: Events) -> Run:
         optimizer=optim.build(learner.model, spec),
         progress=Progress(budget=BUDGET[where.type]),
         writer=checkpoint.Writer(recipe, learner, attempt),
+        ranks=ranks,
     )
     if attempt.resume:
         pick_up(run, attempt.resume)
-    if attempt.cache:
+    if attempt.cache and ranks.first:
         prune(attempt.cache)
+    ranks.require_the_same("data or weights", digest(run))
     describe(run)
     return run
+
+
+def tokenizer(attempt: Attempt, rows: Sequence[dict[str, Any]], ranks: Ranks) -> Any:
+    """That of the checkpoint or base model; from scratch a new one, which the other ranks read from rank 0."""
+    recipe, spec, folder = attempt.method, attempt.knobs, weights.source(attempt)
+    if folder:
+        return recipe.load_tokenizer(folder, rows, spec)
+    shared, trained = attempt.folder / "tokenizer", None
+    with ranks.one_after_the_other():
+        if ranks.first:
+            trained = recipe.train_tokenizer(rows, spec)
+            if trained is not None and ranks.size > 1:
+                trained.save_pretrained(shared)
+        elif shared.exists():
+            trained = recipe.load_tokenizer(shared, rows, spec)
+    return trained
 
 
 def required(path: Path | None) -> Path:
@@ -173,6 +203,16 @@ def recompute(learner: Learner) -> None:
     learner.packs = False
 
 
+def digest(run: Run) -> int:
+    """A number for what every rank must have alike: the steps' items and the weights that are trained."""
+    if run.ranks.size == 1:
+        return 0
+    known = zlib.crc32(json.dumps([run.plan.places, run.plan.lengths, run.progress.step]).encode())
+    for weight in run.trained_weights:
+        known = zlib.crc32(struct.pack("d", weight.detach().double().sum().item()), known)
+    return known
+
+
 def describe(run: Run) -> None:
     """Say in the log what is about to happen."""
     every = list(run.learner.model.parameters())
@@ -181,5 +221,6 @@ def describe(run: Run) -> None:
     held = len(run.held.rows) if run.held else 0
     run.events.log(
         f"{len(run.plan.places)} examples to learn from, {held} held-out rows, {run.plan.total} steps; "
-        f"{trained:,} weights are trained ({share:.1f} %) on {run.learner.device}."
+        f"{trained:,} weights are trained ({share:.1f} %) on {run.learner.device}"
+        + (f", by {run.ranks.size} processes." if run.ranks.size > 1 else ".")
     )

@@ -20,16 +20,27 @@ ADAPTER = "adapter_config.json"
 OURS = "burnish.json"
 
 
-def device(attempt: Attempt) -> torch.device:
-    """Where to compute; on a CPU also with how many threads: all, unless the attempt says."""
+def device(attempt: Attempt, rank: int = 0) -> torch.device:
+    """Where to compute. On a CPU also with how many threads: all, unless the attempt says, shared out among
+    its processes. Of GPUs each process has one, from the attempt's on. Raises Refused where they are too few.
+    """
     name = attempt.device
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
-        torch.set_num_threads(attempt.threads or len(os.sched_getaffinity(0)))
-    if name != "cpu":
-        torch.backends.cuda.matmul.allow_tf32 = True
-    return torch.device(name)
+        threads = attempt.threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, threads // attempt.processes))
+        return torch.device(name)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    there = torch.cuda.device_count()
+    if attempt.processes > there:
+        raise Refused(
+            f"The job asks for {attempt.processes} processes, one on each GPU; this worker has {there}.",
+            param="resources.processes",
+        )
+    number = ((torch.device(name).index or 0) + rank) % there
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def source(attempt: Attempt) -> Path | None:
@@ -46,8 +57,8 @@ def known(attempt: Attempt) -> dict[str, Any]:
     return json.loads(path.read_text()) if path and path.exists() else {}
 
 
-def load(recipe: Recipe, learner: Learner, attempt: Attempt, *, train: bool) -> None:
-    """Set `learner.model`: on its device, its adapter attached, only what is trained with gradients.
+def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device, *, train: bool) -> None:
+    """Set `learner.model`: on that device, its adapter attached, only what is trained with gradients.
 
     New weights (adapter, classification head) are drawn from the attempt's seed.
     """
@@ -65,7 +76,7 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, *, train: bool) -> 
             learner.model = learner.model.merge_and_unload().requires_grad_()
     elif train and lora:
         learner.model = get_peft_model(learner.model, recipe.lora(learner))
-    place(learner, device(attempt), train=train, lora=lora)
+    place(learner, where, train=train, lora=lora)
     learner.model.train(train)
 
 
@@ -115,5 +126,5 @@ def reopened(attempt: Attempt, recipe: Recipe) -> Learner:
             param="model",
         )
     learner.tokenizer = recipe.load_tokenizer(folder, [], spec)
-    load(recipe, learner, attempt, train=False)
+    load(recipe, learner, attempt, device(attempt), train=False)
     return learner
