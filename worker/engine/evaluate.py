@@ -30,7 +30,8 @@ MOST_LISTED = 100  # rows that are left out, with their reasons
 MOST_ANSWERED = 1000  # rows whose answer is kept
 ANSWER_SECONDS = 120.0  # for answers to rows that are neither among the worst nor the best
 AT_ONCE = 8  # rows answered together
-LONGEST = 2000  # characters of a text that is kept
+LONGEST = 2000  # characters of a text in the results
+LONGEST_SHOWN = 600  # and in the report
 MOST_DETAIL = 256 * 1024  # bytes of the detail that pages draw
 PAUSE = 1.0  # seconds between two words about how far it is
 
@@ -210,7 +211,7 @@ def answered(
                 break
             part = order[start : start + AT_ONCE]
             samples = [kept(one, run.attempt.media) for one in sampled(run, part)]
-            found |= {place: cut(one) for place, one in zip(part, samples, strict=True) if one}
+            found |= {place: cut(one, LONGEST) for place, one in zip(part, samples, strict=True) if one}
             tell(start + len(part), len(order))
     return found
 
@@ -229,13 +230,13 @@ def has_media(sample: dict[str, Any]) -> bool:
     return any(isinstance(value, dict) and "media" in value for value in sample.values())
 
 
-def cut(value: Any) -> Any:
+def cut(value: Any, longest: int) -> Any:
     """The same with long texts cut off."""
     if isinstance(value, str):
-        return value if len(value) <= LONGEST else value[: LONGEST - 1] + "…"
+        return value if len(value) <= longest else value[: longest - 1] + "…"
     if isinstance(value, dict):
-        return {name: cut(one) for name, one in value.items()}
-    return [cut(one) for one in value] if isinstance(value, list) else value
+        return {name: cut(one, longest) for name, one in value.items()}
+    return [cut(one, longest) for one in value[:longest]] if isinstance(value, list) else value
 
 
 # --- the report -------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def told(
 ) -> dict[str, Any]:
     """The report: metrics, intervals and their resamples, rows that were left out, the worst and the best."""
     refused = left_out(run)
-    worst, best = ([lines[n] for n in part] for part in ranked(run.recipe, lines))
+    worst, best = ([shown(lines[n]) for n in part] for part in ranked(run.recipe, lines))
     resamples = len(values[run.recipe.metrics[0].name])
     if resamples < bootstrap.LEAST:
         run.events.log(
@@ -266,6 +267,11 @@ def told(
         "worst": worst,
         "best": best,
     }
+
+
+def shown(line: dict[str, Any]) -> dict[str, Any]:
+    """A row as a page shows it: its number and score, and the answer where there is one."""
+    return cut({name: value for name, value in line.items() if name != "judged"}, LONGEST_SHOWN)
 
 
 def bounded(detail: dict[str, Any]) -> dict[str, Any]:
