@@ -107,7 +107,7 @@ def opened(attempt: Attempt) -> Learner:
         if attempt.reference:
             before = attempt.model_copy(update=attempt.reference.model_dump())
             other = Learner(learner.spec, learner.facts, learner.tokenizer, source=before.base_model)
-            weights.load(recipe, other, before, train=False)
+            weights.load(recipe, other, before, learner.device, train=False)
             learner.frozen = other.model
     return learner
 
