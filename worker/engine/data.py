@@ -7,6 +7,7 @@ items' lengths, the seed and N.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import random
@@ -190,7 +191,7 @@ def code_of(recipe: Recipe) -> bytes:
     digest = hashlib.sha256()
     for module in sorted(Path(encode.__code__.co_filename).parents[2].glob("shared/learning/*.py")):
         digest.update(module.read_bytes())
-    digest.update(Path(type(recipe).encode.__code__.co_filename).read_bytes())
+    digest.update(Path(inspect.getfile(type(recipe))).read_bytes())
     return digest.digest()
 
 
