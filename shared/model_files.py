@@ -65,6 +65,7 @@ HEADS = {
         ),
         "causal_lm",
     ),
+    **dict.fromkeys(("t5", "mt5", "umt5", "longt5", "bart", "pegasus"), "seq2seq"),
 }  # fmt: skip
 
 # keys that make a library fetch or run code, at any depth
@@ -200,7 +201,7 @@ def entries(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def head_of(config: Any) -> str:
-    """What a model with this config offers: «causal_lm» or «encoder». Raises Refused."""
+    """What a model with this config offers: «causal_lm», «encoder» or «seq2seq». Raises Refused."""
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(kind, str) or kind not in HEADS:
         raise refused(

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.factories import tiny_causal_lm, tiny_encoder
+from tests.factories import tiny_causal_lm, tiny_encoder, tiny_seq2seq
 
-TINY = {"causal_lm": tiny_causal_lm, "encoder": tiny_encoder}
+TINY = {"causal_lm": tiny_causal_lm, "encoder": tiny_encoder, "seq2seq": tiny_seq2seq}
 
 
 def parquet(path: Path, rows: Iterable[dict[str, Any]]) -> Path:

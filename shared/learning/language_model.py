@@ -9,6 +9,8 @@ from shared.learning import packing
 from shared.learning.batch import IGNORED, pad
 from shared.recipe import Learner
 
+PADDED = ("input_ids", "attention_mask", "decoder_input_ids")  # what a model reads of a padded batch
+
 
 def load(folder: Any) -> Any:
     """A causal language model in float32, ready for packed batches where its architecture allows them."""
@@ -77,7 +79,7 @@ def answer_logits(model: Any, batch: dict[str, Any]) -> Any:
     with only(model, batch["places"]):
         if "layout_back" in batch:
             return packing.call(model, batch).logits.float()
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        inputs = {name: batch[name] for name in PADDED if name in batch}
         return model(**inputs, use_cache=False).logits.float()
 
 

@@ -59,6 +59,16 @@ def test_a_method_that_needs_weights_refuses_one(scene: Scene):
     assert "scratch/bert-tiny" not in form
 
 
+def test_an_adapter_does_not_start_from_scratch(scene: Scene):
+    with transaction() as db:
+        version = a_dataset(db, scene.team, [{"source": "yes", "target": "ja"}] * 4)
+        order = Order(team_id=scene.team.id, recipe="seq2seq", dataset_version_id=version.id,
+                      hyperparameters={"method": "lora"}, param="method.seq2seq.hyperparameters.")  # fmt: skip
+        with pytest.raises(Refused, match="stands on trained weights") as refusal:
+            jobs.submit(db, order)
+    assert refusal.value.param == "method.seq2seq.hyperparameters.method"
+
+
 def test_a_checkpoint_of_one_can_be_fine_tuned(scene: Scene):
     with transaction() as db:
         version = a_dataset(db, scene.team, LABELLED)

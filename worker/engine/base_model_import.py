@@ -8,7 +8,6 @@ file (0.06 s, where bf16 must be converted: 0.18 s).
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from shared import archives, model_files
@@ -27,7 +26,12 @@ from shared.formats import quoted
 from worker.engine.attempt import Attempt
 from worker.engine.events import Events
 
-CLASSES: dict[str, Any] = {"causal_lm": AutoModelForCausalLM, "encoder": AutoModel}
+CLASSES: dict[str, Any] = {
+    "causal_lm": AutoModelForCausalLM,
+    "encoder": AutoModel,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
+READ_UNDECLARED = {"decoder_start_token_id"}  # T5's code reads it, its configuration does not declare it
 BEYOND_PRACTICE = 10**9  # tokenizers without a limit say a number like 10**30
 
 
@@ -60,10 +64,8 @@ def found(attempt: Attempt) -> tuple[Path, str]:
     folder = attempt.folder / "unpacked"
     folder.mkdir(exist_ok=True)
     with attempt.source.open("rb") as file:
-        taken = model_files.check_zip(file)
-        with zipfile.ZipFile(file) as archive:
-            for name, entry in taken.items():
-                archives.unpack(archive, entry, folder / name)
+        for name, entry in model_files.check_zip(file).items():
+            archives.unpack(file, entry, folder / name)
     return folder, ""
 
 
@@ -148,7 +150,7 @@ def check_folder(source: Path) -> None:
 
 def drop_unknown(known: Any, config: dict[str, Any], events: Events) -> None:
     """Only keys that the architecture itself has are kept; the rest is named in the log."""
-    own = set(type(known)().to_dict()) | set(known.attribute_map)
+    own = set(type(known)().to_dict()) | set(known.attribute_map) | READ_UNDECLARED
     for name in sorted(set(config) - own):
         if name in vars(known):
             delattr(known, name)

@@ -67,6 +67,8 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device
     adapted = folder is not None and (folder / ADAPTER).exists()
     lora = isinstance(learner.spec, LoraSpec) and learner.spec.method == "lora"
     start = attempt.base_model if adapted else folder
+    if start is None and lora:
+        raise Refused("An adapter stands on trained weights: from scratch, train «full».", param="method")
     learner.model = recipe.load_model(learner, start) if start else recipe.build_model(learner)
     if train and recipe.needs_reference and not lora:
         learner.frozen = deepcopy(learner.model).requires_grad_(requires_grad=False).eval()
