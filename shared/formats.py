@@ -3,7 +3,7 @@
 Everything here is pure Python over open files, bounded in memory, and raises Refused with a sentence
 that says what is wrong, in which row, and what to do. The web looks at the head of an upload with it,
 the importer reads the whole. Rows count as in the user's file: lines of JSONL and text, spreadsheet
-rows of CSV and TSV (the header is row 1), rows of Parquet.
+rows of CSV and TSV (the header is row 1), rows of Parquet, elements of a JSON array.
 
 A text file is one stream: a row for each line, its line end kept, blank lines too. A row that ends in
 a line end is continued by the next one; joined, the rows are the file again.
@@ -11,6 +11,7 @@ a line end is continued by the next one; joined, the rows are the file again.
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO, StringIO
@@ -27,7 +28,9 @@ DEPTH = 32  # of nested JSON
 ROW = "__row__"  # the column of Parquet files that keeps row numbers
 DELIMITERS = {",": "csv", "\t": "tsv", ";": "csv", "|": "csv"}
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
-TEXT = (".txt", ".md", ".text")
+DOCUMENT = 2 * MIB  # the largest JSON document that a look at it reads
+TEXT, LINES = (".txt", ".md", ".text"), (".jsonl", ".ndjson")
+SQUAD = re.compile(rb'\{\s*(?:"version"\s*:\s*"[^"]{0,100}"\s*,\s*)?"data"\s*:\s*\[')
 BOM = b"\xef\xbb\xbf"
 
 # what a file begins with → what it is; none of these holds rows
@@ -54,7 +57,7 @@ FOREIGN = {
     b"\xd0\xcf\x11\xe0": "an old Office document",
     b"SQLite format 3": "an SQLite database",
 }
-WANTED = "Datasets come as JSONL, CSV, TSV, Parquet, text, or a zip of one of these."
+WANTED = "Datasets come as JSONL, JSON, CSV, TSV, Parquet, text, or a zip: of one of these, or of pictures, sounds or code."
 
 
 class BadRow(Refused):
@@ -73,7 +76,7 @@ class OpenQuote(BadRow):
 class Glance:
     """What a file is. `delimiter` parts the cells of csv and tsv."""
 
-    format: str  # jsonl, csv, tsv, parquet, text, zip
+    format: str  # json, jsonl, csv, tsv, parquet, text, zip
     delimiter: str = ""
 
 
@@ -92,6 +95,8 @@ def glance(head: bytes, filename: str, *, whole: bool) -> Glance:
         raise refused(f"«{filename}» is {foreign}, not rows. {WANTED}", "unsupported_format")
     text = whole_lines(head, whole=whole)
     kind = text_kind(text, filename)
+    if kind.format == "json" and not (whole and len(head) <= DOCUMENT):
+        return kind  # it can only be read as a whole
     try:
         count = sum(1 for _ in rows(BytesIO(text), kind))
     except OpenQuote:
@@ -126,17 +131,23 @@ def text_kind(head: bytes, filename: str) -> Glance:
         raise refused(
             f"The file is not text (it holds zero bytes), nor Parquet. {WANTED}", "unsupported_format"
         )
-    if start == b"[" and suffix not in (*TEXT, ".csv", ".tsv"):
-        raise refused(
-            "The file is one JSON array, and lines are wanted: one JSON object on each line."
-            " `jq -c '.[]' data.json > data.jsonl` rewrites it.",
-            "invalid_file_format",
-        )
-    if start == b"{" or suffix in (".jsonl", ".ndjson", ".json"):
+    if (start == b"[" and suffix not in (*TEXT, *LINES, ".csv", ".tsv")) or (
+        start == b"{" and suffix not in LINES and is_document(head)
+    ):
+        return Glance("json")
+    if start == b"{" or suffix in (*LINES, ".json"):
         return Glance("jsonl")
     if suffix in TEXT:
         return Glance("text")
     return table_kind(head, suffix)
+
+
+def is_document(text: bytes) -> bool:
+    """Whether text that begins with a brace is one JSON document, and not an object on each line."""
+    first, _, rest = text.removeprefix(BOM).lstrip().partition(b"\n")
+    if not first.rstrip().endswith(b"}"):
+        return True
+    return bool(SQUAD.match(first)) and not rest.strip()
 
 
 def table_kind(head: bytes, suffix: str) -> Glance:
@@ -164,9 +175,13 @@ def widths_of(text: str, delimiter: str) -> list[int]:
 
 
 def rows(file: BinaryIO, kind: Glance) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, row) of a JSONL, CSV, TSV or text file. Raises BadRow and Refused."""
+    """(row number, row) of a JSON, JSONL, CSV, TSV or text file. Raises BadRow and Refused."""
     if kind.format == "jsonl":
         return json_rows(file)
+    if kind.format == "json":
+        from shared.json_files import document_rows
+
+        return document_rows(file)
     if kind.format == "text":
         return ((number, {"text": text}) for number, text in lines(file))
     return table_rows(file, kind.delimiter)

@@ -18,9 +18,9 @@ HOSTILE = {
         "Line 17 is not JSON: it begins «{'text': nope}»",
     ),
     "a blank line still counts": ("a.jsonl", b'{"a": 1}\n\n{"a": \n', "Line 3 is not JSON"),
-    "a JSON array": ("a.json", b'[{"a": 1}]', "one JSON array"),
+    "a JSON array called lines": ("a.jsonl", b'[{"a": 1}]', "Line 1 is not a JSON object: it begins «[{"),
     "an array in a line": ("a.jsonl", b'{"a": 1}\n[1]\n', "Line 2 is not a JSON object: it begins «[1]»"),
-    "an object over several lines": ("a.json", b'{\n"a": 1\n}', "must be put on one line"),
+    "an object over several lines": ("a.json", b'{\n"a": 1\n}', "one JSON object without a list of rows"),
     "NaN": ("a.jsonl", b'{"a": NaN}', "NaN is not JSON"),
     "very deep JSON": ("a.jsonl", b'{"a": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", "nested deeper than 32"),
     "deep JSON": ("a.jsonl", b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}", "Row 1 is nested deeper than 32"),
@@ -59,6 +59,12 @@ GOOD = {
     "JSONL without a name": ("upload", b'\n{"a": 1}\n', Glance("jsonl")),
     "a byte order mark": ("a.jsonl", BOM + b'{"a": 1}\r\n', Glance("jsonl")),
     "a whole surrogate pair": ("a.jsonl", b'{"a": "\\ud83d\\ude00"}', Glance("jsonl")),
+    "a JSON array": ("a.json", b'[{"a": 1}]', Glance("json")),
+    "a JSON array without a name": ("upload", b' [\n{"a": 1}]', Glance("json")),
+    "JSONL called JSON": ("a.json", b'{"a": 1}\n{"a": 2}\n', Glance("jsonl")),
+    "JSONL with data in it": ("a.json", b'{"data": [1]}\n{"data": [2]}\n', Glance("jsonl")),
+    "rows within an object": ("a.json", b'{"data": [{"a": 1}]}', Glance("json")),
+    "text that begins with a bracket": ("a.txt", b"[Enter the king]\n", Glance("text")),
     "CSV with line ends in cells": ("a.csv", b'text,label\r\n"a ""b"",\r\nc",1\r\n', Glance("csv", ",")),
     "CSV without a name": ("upload", b"text,label\na,b\nc,d\n", Glance("csv", ",")),
     "CSV of one column": ("a.csv", b"text\nhello\n", Glance("csv", ",")),
@@ -85,6 +91,13 @@ def test_what_cannot_become_rows_is_refused_with_a_sentence(case: str):
 def test_formats_are_told_by_content(case: str):
     filename, data, kind = GOOD[case]
     assert glance(data, filename, whole=True) == kind
+
+
+def test_the_head_of_a_large_json_document_is_enough():
+    squad = b'{"version": "v2.0", "data": [{"paragraphs": [{"context": "' + b"x" * 3 * 2**20
+    for name in ("train.json", "upload"):
+        assert glance(squad, name, whole=False) == Glance("json")
+    assert glance(b'[{"a": "' + b"x" * 2**20, "a.json", whole=False) == Glance("json")
 
 
 def test_a_head_may_end_anywhere():

@@ -45,11 +45,11 @@ class Canonical:
 
 
 def from_text(file: BinaryIO, kind: Glance, path: Path, tell: Tell) -> Canonical:
-    """JSONL, CSV, TSV or text into Parquet. Raises BadRow and Refused."""
+    """JSON, JSONL, CSV, TSV or text into Parquet. Raises BadRow and Refused."""
     size = file.seek(0, 2)
     casts: dict[str, Cast | None] = {}
     made = Canonical()
-    if kind.format == "jsonl":
+    if kind.format in ("json", "jsonl"):
         fields = []
         for name, shape in shapes_of(file, kind, size, tell).items():
             of, casts[name], note = column_type(shape)
