@@ -122,9 +122,10 @@ def blank(order: Order) -> Job:
 def accept_training(db: Session, order: Order, job: Job, import_needed: ImportNeeded) -> Accepted:
     """A training job: the recipe's Spec, a base model that fits it, data that it can read."""
     recipe = recipes.get(order.recipe or "")
-    spec = resolve(recipe, order.hyperparameters, order.param)
     accepted = Accepted(job)
     base = use_model(db, accepted, order.model or recipe.default_base_model, import_needed)
+    scratch = base_models.is_scratch(base) and job.checkpoint_id is None
+    spec = resolve(recipe, order.hyperparameters, order.param, scratch=scratch)
     require_head(recipe, base)
     require_weights(recipe, base, job.checkpoint_id)
     require_weights_below(spec, base, job.checkpoint_id, order.param)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -87,6 +87,15 @@ class Spec(BaseModel):
         advanced=True,
     )
 
+    @classmethod
+    def usual_rate(cls, *, scratch: bool) -> float:  # noqa: ARG003 - for recipes that start both ways
+        """The learning rate where none is asked for."""
+        return cls.model_fields["learning_rate"].default
+
+    def settled(self, *, scratch: bool) -> Self:  # noqa: ARG002 - for recipes that start both ways
+        """The same with what depends on the start decided: from scratch or from learned weights."""
+        return self
+
 
 class TextSpec(Spec):
     """Knobs of recipes that read text."""
@@ -126,23 +135,47 @@ class ScratchSpec(TextSpec):
     )
 
 
+class PretrainSpec(ScratchSpec):
+    """Knobs of recipes that read on from a base model as well as they start from scratch."""
+
+    learning_rate: float | None = knob(  # ty: ignore[incompatible-attribute-override] - open until `settled`
+        None,
+        gt=0,
+        le=1,
+        title="Learning rate",
+        help="Peak of the learning-rate schedule. Empty: 0.003 from scratch, 0.0001 from learned weights.",
+    )
+
+    @classmethod
+    def usual_rate(cls, *, scratch: bool) -> float:
+        """New weights bear a much higher one than learned weights."""
+        return 3e-3 if scratch else 1e-4
+
+    def settled(self, *, scratch: bool) -> Self:
+        """With a learning rate."""
+        rate = self.usual_rate(scratch=scratch) if self.learning_rate is None else self.learning_rate
+        return self.model_copy(update={"learning_rate": rate})
+
+
 OPENAI_NAMES = {"n_epochs": "epochs"}
 
 
-def resolve(recipe: Recipe, asked: dict[str, Any], param: str = "") -> Spec:
+def resolve(recipe: Recipe, asked: dict[str, Any], param: str = "", *, scratch: bool | None = None) -> Spec:
     """The recipe's Spec from what was asked: OpenAI's names are understood, «auto» is the default,
     `learning_rate_multiplier` scales the default rate. Raises Refused naming the first bad field.
+
+    `scratch`: whether training starts without weights; None: not known yet, what depends on it stays open.
     """
     values = {OPENAI_NAMES.get(k, k): v for k, v in asked.items() if v not in ("auto", None, "")}
     multiplier = values.pop("learning_rate_multiplier", None)
     try:
         if multiplier is not None:
-            values.setdefault(
-                "learning_rate", float(multiplier) * recipe.spec.model_fields["learning_rate"].default
-            )
-        return recipe.spec.model_validate(values)
+            usual = recipe.spec.usual_rate(scratch=bool(scratch))
+            values.setdefault("learning_rate", float(multiplier) * usual)
+        spec = recipe.spec.model_validate(values)
     except (ValidationError, TypeError, ValueError) as wrong:
         raise refused(recipe, wrong, param) from None
+    return spec if scratch is None else spec.settled(scratch=scratch)
 
 
 def refused(recipe: Recipe, wrong: Exception, param: str) -> Refused:

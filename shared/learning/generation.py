@@ -6,11 +6,12 @@ from shared.recipe import Sampling
 
 
 def generate(
-    model: Any, tokenizer: Any, prompts: list[list[int]], ways: list[Sampling]
+    model: Any, tokenizer: Any, prompts: list[list[int]], ways: list[Sampling], *, strip: bool = True
 ) -> list[dict[str, Any]]:
     """[{content, finish_reason: stop | length, prompt_tokens, completion_tokens}], one for each prompt.
 
-    A prompt's answer depends on its own seed and not on the company it is computed in.
+    `strip` takes the blanks around the content off. A prompt's answer depends on its own seed and not on the
+    company it is computed in.
     """
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -39,7 +40,7 @@ def generate(
         )
     rows = written[:, ids.shape[1] :].tolist()
     return [
-        answer(row, way, len(prompt), set(ends), tokenizer)
+        answer(row, way, len(prompt), set(ends), tokenizer, strip=strip)
         for row, way, prompt in zip(rows, ways, prompts, strict=True)
     ]
 
@@ -51,7 +52,9 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return {end for end in [*known, tokenizer.eos_token_id] if end is not None}
 
 
-def answer(row: list[int], way: Sampling, asked: int, ends: set[int], tokenizer: Any) -> dict[str, Any]:
+def answer(
+    row: list[int], way: Sampling, asked: int, ends: set[int], tokenizer: Any, *, strip: bool = True
+) -> dict[str, Any]:
     """What was written up to the end token, the stop text or the limit."""
     row = row[: way.max_tokens]
     length = next((place for place, token in enumerate(row) if token in ends), None)
@@ -59,7 +62,7 @@ def answer(row: list[int], way: Sampling, asked: int, ends: set[int], tokenizer:
     cut = min((at for at in (text.find(stop) for stop in way.stop if stop) if at >= 0), default=None)
     stopped = length is not None or cut is not None
     return {
-        "content": text[:cut].strip(),
+        "content": text[:cut].strip() if strip else text[:cut],
         "finish_reason": "stop" if stopped else "length",
         "prompt_tokens": asked,
         "completion_tokens": len(row) if length is None else length + 1,

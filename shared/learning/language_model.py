@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
-from shared.learning import packing
-from shared.learning.batch import IGNORED, pad
+from shared.learning import lstm, packing
+from shared.learning.batch import IGNORED, pad, padded
 from shared.recipe import Learner
 
 PADDED = ("input_ids", "attention_mask", "decoder_input_ids")  # what a model reads of a padded batch
@@ -16,6 +16,7 @@ def load(folder: Any) -> Any:
     """A causal language model in float32, ready for packed batches where its architecture allows them."""
     from transformers import AutoModelForCausalLM
 
+    lstm.register()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", attn_implementation="sdpa")
     return packing.prepare(model)
 
@@ -49,11 +50,45 @@ def collate(items: list[dict[str, Any]], learner: Learner) -> dict[str, Any]:
     return batch | found
 
 
+def collate_blocks(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Blocks side by side, each token of which is predicted from those before it; see `answer_loss`.
+
+    `input_ids` [blocks, longest]; what fills up a shorter block stands behind its end, where a causal
+    model does not see it, so there is no mask; `places` are left out where every place is read;
+    `chars` [blocks] are the characters of the predicted tokens.
+    """
+    import torch
+
+    blocks = [item["input_ids"] for item in items]
+    longest = max(map(len, blocks)) - 1
+    batch = {
+        "input_ids": padded([block[:-1] for block in blocks], 0),
+        "targets": torch.tensor([token for block in blocks for token in block[1:]]),
+        "owners": torch.tensor([number for number, block in enumerate(blocks) for _ in block[1:]]),
+        "chars": torch.tensor([item["chars"] for item in items]),
+    }
+    if len(batch["targets"]) < len(blocks) * longest:
+        read = [n * longest + at for n, block in enumerate(blocks) for at in range(len(block) - 1)]
+        batch["places"] = torch.tensor(read)
+    return batch
+
+
 def packs(learner: Learner) -> bool:
     """Whether the model reads packed batches right; tried out once."""
     if learner.packs is None:
         learner.packs = packing.works(learner.model)
     return learner.packs
+
+
+def room(learner: Learner, wanted: int) -> int:
+    """`wanted` tokens, or as many as the base model that training starts from reads, where those are fewer."""
+    from transformers import AutoConfig
+
+    lstm.register()
+    limits = [wanted, learner.tokenizer.model_max_length]
+    if learner.source is not None:
+        limits.append(getattr(AutoConfig.from_pretrained(learner.source), "max_position_embeddings", None))
+    return min(limit for limit in limits if limit)
 
 
 @contextmanager
@@ -76,6 +111,8 @@ def only(model: Any, places: Any) -> Generator[None]:
 
 def answer_logits(model: Any, batch: dict[str, Any]) -> Any:
     """Logits at the answers' tokens, [answer tokens, words], float32."""
+    if "places" not in batch:
+        return model(input_ids=batch["input_ids"], use_cache=False).logits.flatten(0, 1).float()
     with only(model, batch["places"]):
         if "layout_back" in batch:
             return packing.call(model, batch).logits.float()

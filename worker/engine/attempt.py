@@ -68,7 +68,7 @@ class Attempt(BaseModel):
     @cached_property
     def knobs(self) -> Spec:
         """Its spec as the recipe's own type."""
-        return self.method.spec.model_validate(self.spec)
+        return self.method.spec.model_validate(self.spec).settled(scratch=bool(self.preset))
 
     @property
     def artifacts(self) -> Path:
