@@ -100,6 +100,7 @@ def job_commands(commands: Any) -> None:
     submit.add_argument("--validation", help="likewise; a part of --data is held out where not given")
     submit.add_argument("--name", default="", help="becomes part of the fine-tuned model's name")
     submit.add_argument("--seed", type=int)
+    submit.add_argument("--processes", type=int, help="train it together, each on a share of every step")
     submit.add_argument("--watch", action="store_true", help="stay until it has finished")
     submit.set_defaults(knobs=True)
     submit.epilog = (
@@ -135,6 +136,7 @@ def schedule_commands(commands: Any) -> None:
     add.add_argument("--dataset", required=True, help="id of a dataset, or of one of its files")
     add.add_argument("--recipe", default="sft", help="(%(default)s)")
     add.add_argument("--base-model", help="the recipe's own where not given")
+    add.add_argument("--processes", type=int, help="train it together, each on a share of every step")
     add.set_defaults(knobs=True)
     command(schedule, "list", "schedules:index", "Every schedule of the team.")
     for name, says in (

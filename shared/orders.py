@@ -98,8 +98,7 @@ def blank(order: Order) -> Job:
         raise Refused(
             f"The name has {len(order.name)} characters; {LONGEST_NAME} are the most.", param="name"
         )
-    if not 1 <= order.processes <= MOST_PROCESSES:
-        raise Refused(f"The processes go from 1 to {MOST_PROCESSES}.", param="resources.processes")
+    require_processes(order.processes)
     if order.seed is not None and not 0 <= order.seed < 2**31:
         raise Refused("The seed is a whole number from 0 to 2147483647.", param="seed")
     return Job(
@@ -117,6 +116,15 @@ def blank(order: Order) -> Job:
         retry_of=order.retry_of,
         created_by=order.created_by,
     )
+
+
+def require_processes(count: Any) -> None:
+    """Refuses a number of processes that no job may have."""
+    if not isinstance(count, int) or not 1 <= count <= MOST_PROCESSES:
+        raise Refused(
+            f"The processes are a whole number from 1 to {MOST_PROCESSES}; {count} is not.",
+            param="resources.processes",
+        )
 
 
 def accept_training(db: Session, order: Order, job: Job, import_needed: ImportNeeded) -> Accepted:

@@ -16,7 +16,7 @@ from cronsim import CronSim, CronSimError
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
-from shared import base_models, datasets, jobs
+from shared import base_models, datasets, jobs, orders
 from shared import recipe as recipes
 from shared.errors import NotFound, Refused
 from shared.leases import clock
@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 CATCH_UP = timedelta(hours=6)
 MOST_MISSED = 100  # of a long outage, the newest
 NEVER_WITHIN = timedelta(days=366 * 8)
-ORDER_FIELDS = ("recipe", "base_model", "hyperparameters", "columns", "name", "seed", "labels", "priority")
+ORDER_FIELDS = (
+    "recipe", "base_model", "hyperparameters", "columns", "name", "seed", "labels", "priority", "processes",
+)  # fmt: skip
 ACTOR = "schedule"
 
 
@@ -158,6 +160,7 @@ def checked_order(db: Session, team_id: str, dataset_id: str, order: dict[str, A
         raise Refused(f"Unrecognized field «{min(unknown)}».", param=min(unknown), code="unknown_parameter")
     recipe = recipes.get(order.get("recipe") or "")
     resolve(recipe, order.get("hyperparameters") or {})
+    orders.require_processes(order.get("processes") or 1)
     base_models.find(db, team_id, order.get("base_model") or recipe.default_base_model)
     return order
 
@@ -252,6 +255,7 @@ def order_of(db: Session, schedule: Schedule) -> jobs.Order:
         seed=asked.get("seed"),
         labels=asked.get("labels") or {},
         priority=asked.get("priority") or 0,
+        processes=asked.get("processes") or 1,
         created_by=schedule.created_by,
         actor=ACTOR,
         schedule_id=schedule.id,

@@ -63,6 +63,7 @@ def create() -> Response:
         seed=asked.seed,
         labels=dict(asked.metadata or {}),
         priority=asked.x_priority,
+        processes=asked.resources.processes if asked.resources else 1,
         created_by=g.caller.user_id,
         actor=g.caller.actor,
         asked=given,
@@ -256,6 +257,7 @@ def shape(job: Job, around: Around) -> shapes.FineTuningJob:
         x_queue_position=None,
         x_scores=job.scores,
         x_columns=job.columns,
+        x_resources=job.resources,
         x_page=page(job),
     )
 

@@ -28,6 +28,7 @@ def create() -> Response:
         "columns": asked.x_columns,
         "name": asked.suffix or "",
         "seed": asked.seed,
+        "processes": asked.resources.processes if asked.resources else None,
     }
     with transaction() as db:
         schedule = schedules.create(
@@ -127,6 +128,7 @@ def shape(schedule: Schedule) -> shapes.Schedule:
         method=methods.write(order.get("recipe"), order.get("hyperparameters") or {}, given=True),
         suffix=order.get("name") or None,
         seed=order.get("seed"),
+        x_resources={"processes": order.get("processes") or 1},
         x_page=f"{settings().public_url.rstrip('/')}/schedules/{schedule.id}",
     )
 

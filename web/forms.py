@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import Refused
+from shared.orders import MOST_PROCESSES
 from shared.recipe import Recipe
 from shared.spec import Spec, resolve
 
@@ -24,6 +25,24 @@ class Knob:
     bounds: str
     advanced: bool
     optional: bool
+
+
+PROCESSES = Knob(
+    name="processes",
+    title="Processes",
+    help="Train it together, each on a share of every step; on GPUs, one each.",
+    kind="integer",
+    default=1,
+    options=(),
+    bounds=f"1 to {MOST_PROCESSES}",
+    advanced=True,
+    optional=False,
+)
+
+
+def processes(text: str) -> int | str:
+    """How many were asked for; text that is no number as it was typed, so that the error can quote it."""
+    return int(text) if text.isdecimal() else text or 1
 
 
 def knobs(spec: type[Spec]) -> list[Knob]:

@@ -310,7 +310,7 @@ def changed_knobs(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
     ordered = [name for name in fields if name in job.spec] + [
         name for name in job.spec if name not in fields
     ]
-    return [
+    knobs = [
         {
             "name": name,
             "title": (fields[name].title if name in fields else None) or name,
@@ -320,6 +320,9 @@ def changed_knobs(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
         for name in ordered
         if job.spec[name] not in (None, "", {})
     ]
+    processes = job.resources.get("processes", 1)
+    told = {"name": "processes", "title": "Processes", "value": processes, "changed": processes > 1}
+    return [*knobs, told] if job.kind is Kind.TRAIN else knobs
 
 
 def as_api_call(
@@ -335,6 +338,7 @@ def as_api_call(
         "validation_file": valid.file_id if valid else None,
         "suffix": job.name or None,
         "seed": job.seed,
+        "resources": job.resources if job.resources.get("processes", 1) > 1 else None,
         "method": {
             "type": kind,
             kind: {"hyperparameters": {k: v for k, v in job.spec.items() if v is not None}},

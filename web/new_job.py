@@ -33,6 +33,7 @@ class Draft:
     model: str = ""
     name: str = ""
     seed: str = ""
+    processes: Any = 1
     columns: dict[str, str] = field(default_factory=dict)
     knobs: dict[str, Any] = field(default_factory=dict)
     nonce: str = field(default_factory=lambda: secrets.token_urlsafe(16))
@@ -78,6 +79,7 @@ def order_of(draft: Draft) -> Order:
         "model": draft.model,
         "hyperparameters": draft.knobs,
         "suffix": draft.name.strip(),
+        "resources": {"processes": draft.processes},
     }
     return Order(
         team_id=g.caller.team_id,
@@ -90,6 +92,7 @@ def order_of(draft: Draft) -> Order:
         columns=draft.columns or None,
         name=draft.name.strip(),
         seed=int(draft.seed) if draft.seed else None,
+        processes=draft.processes,
         created_by=g.caller.user_id,
         actor=g.caller.actor,
         asked=asked,
@@ -121,6 +124,7 @@ def cloned(db: Session, job_id: str) -> Draft:
         model=job.checkpoint_id or job.base_model_id or "",
         name=job.name,
         seed=str(job.asked.get("seed", "")),
+        processes=job.resources.get("processes", 1),
         columns=dict(job.columns),
         knobs={k: v for k, v in job.spec.items() if k in defaults and v != defaults[k]},
     )
@@ -141,6 +145,7 @@ def read(sent: MultiDict[str, str]) -> Draft:
         model=sent.get("model", "") if not switched else "",
         name=sent.get("name", ""),
         seed=sent.get("seed", "").strip(),
+        processes=forms.processes(sent.get("processes", "").strip()),
         columns={mine: theirs for mine, theirs in columns.items() if theirs},
         knobs={} if switched else forms.read(recipe.spec, sent),
         nonce=sent.get("nonce") or secrets.token_urlsafe(16),
@@ -178,7 +183,8 @@ def drawn(db: Session, draft: Draft, wrong: dict[str, str]) -> str:
         columns=columns,
         mapped=bool(columns) and not draft.recipe.lacks(columns),
         models=models,
-        knobs=forms.knobs(draft.recipe.spec),
+        knobs=[*forms.knobs(draft.recipe.spec), forms.PROCESSES],
+        asked=draft.knobs | ({"processes": draft.processes} if draft.processes != 1 else {}),
         quote=told,
     )
 

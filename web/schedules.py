@@ -102,6 +102,8 @@ def order(typed: dict[str, Any]) -> dict[str, Any]:
     }
     if typed["columns"]:
         asked["columns"] = typed["columns"]
+    if typed["processes"] != 1:
+        asked["processes"] = typed["processes"]
     return {
         "team_id": g.caller.team_id,
         "name": typed["name"],
@@ -125,6 +127,7 @@ def blank() -> dict[str, Any]:
         "zone": "UTC",
         "knobs": {},
         "columns": {},
+        "processes": 1,
     }
 
 
@@ -142,6 +145,7 @@ def from_job(db: Session, job_id: str) -> dict[str, Any]:
         "model": job.checkpoint_id or job.base_model_id,
         "knobs": {k: v for k, v in job.spec.items() if k in defaults and v != defaults[k]},
         "columns": dict(job.columns),
+        "processes": job.resources.get("processes", 1),
     }
 
 
@@ -161,6 +165,7 @@ def read(sent: MultiDict[str, str]) -> dict[str, Any]:
         "zone": sent.get("zone", "").strip(),
         "knobs": {} if switched else forms.read(recipe.spec, sent),
         "columns": {} if switched else {mine: theirs for mine, theirs in kept.items() if theirs},
+        "processes": forms.processes(sent.get("processes", "").strip()),
     }
 
 
@@ -176,7 +181,8 @@ def drawn(db: Session, typed: dict[str, Any], wrong: dict[str, str]) -> str:
         recipe=recipe,
         datasets=list(db.exec(mine.order_by(Dataset.name)).all()),
         models=models_for(db, recipe),
-        knobs=forms.knobs(recipe.spec),
+        knobs=[*forms.knobs(recipe.spec), forms.PROCESSES],
+        asked=typed["knobs"] | ({"processes": typed["processes"]} if typed["processes"] != 1 else {}),
         presets=PRESETS,
         zones=sorted(available_timezones()),
         times=times(typed["cron"], typed["zone"]),

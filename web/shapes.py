@@ -4,6 +4,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.orders import MOST_PROCESSES
 from web.wire import Paging, Request
 
 Order = Literal["asc", "desc"]
@@ -82,6 +83,16 @@ class FilesAsked(Paging):
     purpose: str | None = None
 
 
+class Resources(Request):
+    """What a job runs on."""
+
+    processes: int = Field(
+        1,
+        description="Processes that train it together, each on a share of every step; on GPUs, one each.",
+        json_schema_extra={"minimum": 1, "maximum": MOST_PROCESSES},
+    )
+
+
 class CreateJob(Request):
     """A fine-tuning job. `method` names the recipe; without one it is `supervised`."""
 
@@ -102,6 +113,7 @@ class CreateJob(Request):
         None, description="{the recipe's column: the dataset's column}, where the names differ."
     )
     x_priority: int = Field(0, ge=-100, le=100)
+    resources: Resources | None = None
 
 
 class JobsAsked(Paging):
@@ -146,6 +158,7 @@ class FineTuningJob(Shape):
     x_queue_position: int | None
     x_scores: dict[str, Any] = Field(description="The recipe's metrics on held-out rows: base and tuned.")
     x_columns: dict[str, str]
+    x_resources: dict[str, int] = Field(description="processes: how many train it together.")
     x_page: str = Field(description="Address of the job's page.")
 
 
@@ -326,6 +339,7 @@ class CreateSchedule(Request):
     suffix: str | None = Field(None, max_length=64)
     seed: int | None = Field(None, ge=0, lt=2**31)
     x_columns: dict[str, str] | None = None
+    resources: Resources | None = None
 
 
 class UpdateSchedule(Request):
@@ -353,6 +367,7 @@ class Schedule(Shape):
     method: dict[str, Any]
     suffix: str | None
     seed: int | None
+    x_resources: dict[str, int]
     x_page: str
 
 

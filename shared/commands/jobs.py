@@ -34,6 +34,7 @@ def submit(arguments: argparse.Namespace) -> int:
         "method": knobs.method(recipe, asked),
         "suffix": arguments.name or None,
         "seed": arguments.seed,
+        "resources": {"processes": arguments.processes} if arguments.processes is not None else None,
     }
     job = api.post(JOBS, {name: value for name, value in body.items() if value is not None})
     print(f"Submitted; its page: {job['x_page']}")

@@ -23,6 +23,8 @@ def add(arguments: argparse.Namespace) -> None:
         "model": arguments.base_model or recipe.default_base_model,
         "method": knobs.method(recipe, asked),
     }
+    if arguments.processes is not None:
+        body["resources"] = {"processes": arguments.processes}
     schedule = api.post("/schedules", body)
     print(f"Next: {moment(schedule['next_at'])}; its page: {schedule['x_page']}")
     print(schedule["id"])

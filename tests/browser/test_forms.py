@@ -70,6 +70,26 @@ def test_an_advanced_field_that_is_wrong_unfolds(owner: Visit, team: Team):
     expect(page.get_by_label("LoRA rank")).to_be_focused()
 
 
+def test_several_processes_are_asked_for_told_and_kept_by_a_clone(owner: Visit, team: Team):
+    fill(owner)
+    page = owner.page
+    page.locator("#advanced summary").click()
+    page.get_by_role("textbox", name="Processes").fill("17")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("#processes-wrong")).to_have_text(
+        "The processes are a whole number from 1 to 16; 17 is not."
+    )
+    page.get_by_role("textbox", name="Processes").fill("2")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("#reproduce")).to_contain_text("Processes")
+    job = page.url.rsplit("/", 1)[1]
+    with transaction() as db:
+        assert db.get_one(Job, job).resources == {"processes": 2}
+    owner.go(f"/jobs/new?from={job}")
+    page.locator("#advanced summary").click()
+    expect(page.get_by_role("textbox", name="Processes")).to_have_value("2")
+
+
 def test_without_a_dataset_the_form_says_so(owner: Visit, team: Team):
     page = owner.go("/jobs/new?recipe=sft")
     expect(page.locator("#quote")).to_contain_text("Choose a dataset")

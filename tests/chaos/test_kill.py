@@ -31,7 +31,7 @@ def model(live, tmp_path_factory):
         return a_base_model(db, folder).id
 
 
-def an_order(db, model, **hyperparameters):
+def an_order(db, model, processes=1, **hyperparameters):
     team = a_team(db, f"chaos {time.monotonic_ns()}")
     knobs = {
         "epochs": 60,
@@ -47,12 +47,13 @@ def an_order(db, model, **hyperparameters):
         model=model,
         dataset_version_id=a_dataset(db, team).id,
         hyperparameters=knobs | hyperparameters,
+        processes=processes,
     )
 
 
-def submitted(model, **hyperparameters):
+def submitted(model, **asked):
     with transaction() as db:
-        return jobs.submit(db, an_order(db, model, **hyperparameters))
+        return jobs.submit(db, an_order(db, model, **asked))
 
 
 def again(job):
@@ -208,6 +209,31 @@ def test_kill_9_of_the_zygote_gives_the_job_back_and_the_worker_recovers(live, m
     with transaction() as db:
         story = db.exec(select(Transition.reason).where(Transition.job_id == job.id)).all()
     assert any("forks trainers" in reason for reason in story)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_job_of_two_processes_survives_kill_9_of_either(live, model, victim):
+    job = submitted(model, processes=2)
+    queue.wake(job.slot)
+    until(lambda: stored(job), 150, "a checkpoint")
+    worker = live.pid("worker")
+    zygote = next(pid for pid in descendants(worker) if parent(pid) == worker and "zygote" in command(pid))
+    (first,) = (pid for pid in descendants(zygote) if parent(pid) == zygote)
+    (second,) = descendants(first)
+    kept = stored(job)[0]
+    os.kill((first, second)[victim], signal.SIGKILL)
+    until(lambda: not alive({first, second}), 1.0, "no process outlives the other by a second")
+    job = ends(job)
+    assert job.state == State.SUCCEEDED
+    crashed, last = attempts(job)
+    assert (crashed.outcome, crashed.reason_code, last.outcome) == (
+        Outcome.CRASHED, "sigkill", Outcome.SUCCEEDED,
+    )  # fmt: skip
+    assert last.start_step >= kept
+    until(lambda: not alive(descendants(zygote)), 5.0, "no process is left over")
+    with transaction() as db:
+        seqs = [(event.lease_id, event.seq) for event in events.after(db, job.id, limit=5000)]
+    assert len(seqs) == len(set(seqs))
 
 
 def parent(pid):

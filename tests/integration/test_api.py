@@ -63,6 +63,15 @@ def test_a_recipe_is_named_by_its_method(alpha):
     assert job["x_columns"] == {"text": "text", "label": "label"}
 
 
+def test_a_job_may_ask_for_several_processes(alpha):
+    job = alpha.api.post("/fine_tuning/jobs", json=order(alpha, resources={"processes": 2}))
+    assert job["x_resources"] == {"processes": 2}
+    plain = alpha.api.post("/fine_tuning/jobs", json=order(alpha))
+    assert plain["x_resources"] == {"processes": 1}
+    error = error_of(alpha.api.post("/fine_tuning/jobs", 400, json=order(alpha, resources={"processes": 17})))
+    assert error["message"] == "The processes are a whole number from 1 to 16; 17 is not."
+
+
 def test_old_style_hyperparameters_and_auto_are_understood(alpha):
     job = alpha.api.post(
         "/fine_tuning/jobs", json=order(alpha, hyperparameters={"n_epochs": 1, "batch_size": "auto"})
@@ -89,6 +98,9 @@ def test_old_style_hyperparameters_and_auto_are_understood(alpha):
         ({"method": {"type": "supervised", "dpo": {}}}, 400, "method.dpo", "unknown_parameter"),
         ({"method": {"type": "supervised", "supervised": 3}}, 400, "method.supervised", "invalid_type"),
         ({"hyperparameters": {"n_epoch": 3}}, 400, "hyperparameters.n_epoch", "unknown_parameter"),
+        ({"resources": {"processes": 0}}, 400, "resources.processes", "invalid_value"),
+        ({"resources": {"processes": "2"}}, 400, "resources.processes", "invalid_type"),
+        ({"resources": {"gpus": 2}}, 400, "resources.gpus", "unknown_parameter"),
         ({"integrations": [{"type": "wandb"}]}, 400, "integrations", "invalid_value"),
         (
             {"method": {"type": "supervised", "supervised": {"hyperparameters": {"learning_rate": 1e9}}}},

@@ -140,7 +140,20 @@ def test_a_job_goes_from_a_file_to_a_downloaded_checkpoint(live, team, model, ro
     assert file.startswith("file-")
     knobs = ["--epochs", "1", "--batch-size", "4", "--max-steps", "2", "--checkpoints", "1"]
     job = last_line(
-        burnish("job", "submit", "--base-model", model, "--data", file, "--name", "cli", *knobs, **team)
+        burnish(
+            "job",
+            "submit",
+            "--base-model",
+            model,
+            "--data",
+            file,
+            "--name",
+            "cli",
+            "--processes",
+            "2",
+            *knobs,
+            **team,
+        )
     )
     assert job.startswith("ftjob-")
     watched = burnish("job", "watch", job, **team)
@@ -148,6 +161,7 @@ def test_a_job_goes_from_a_file_to_a_downloaded_checkpoint(live, team, model, ro
     assert "succeeded" in watched.stdout
     shown = json.loads(burnish("job", "show", job, **team).stdout)
     assert shown["method"]["supervised"]["hyperparameters"]["max_steps"] == 2
+    assert shown["x_resources"] == {"processes": 2}
     assert job in burnish("job", "list", **team).stdout
     folder = tmp_path / "adapter"
     assert last_line(burnish("job", "download", job, "--to", folder, **team)) == str(folder)

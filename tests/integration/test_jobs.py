@@ -518,7 +518,8 @@ def test_a_release_is_free_at_once_and_not_for_ever(db, team, worker):
 
 def test_a_retry_is_a_new_job_with_the_same_order_and_seed(db, team, worker):
     job = jobs.submit(
-        db, an_order(db, team, hyperparameters={"epochs": 1.5, "lora_rank": 4}, labels={"a": "b"})
+        db,
+        an_order(db, team, hyperparameters={"epochs": 1.5, "lora_rank": 4}, labels={"a": "b"}, processes=2),
     )
     with pytest.raises(Refused, match="cancel it first"):
         jobs.retry(db, job, "somebody")
@@ -526,7 +527,9 @@ def test_a_retry_is_a_new_job_with_the_same_order_and_seed(db, team, worker):
     again = jobs.retry(db, job, "somebody")
     assert again.id != job.id
     assert again.retry_of == job.id
-    for same in ("spec", "seed", "columns", "base_model_id", "dataset_version_id", "labels", "recipe"):
+    for same in (
+        "spec", "seed", "columns", "base_model_id", "dataset_version_id", "labels", "recipe", "resources",
+    ):  # fmt: skip
         assert getattr(again, same) == getattr(job, same)
 
 
