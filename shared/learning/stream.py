@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from shared.errors import Refused
 from shared.recipe import Finding
 
+TEXT_NAMES = ("text", "content", "document", "body", "article")
 PIECE = 2**16  # characters that are cut into tokens at once
 
 
@@ -23,6 +24,12 @@ class Token(NamedTuple):
     number: int
     place: int
     chars: int
+
+
+def recognise(columns: Iterable[str]) -> dict[str, str] | None:
+    """A text column by its usual names."""
+    names = set(columns)
+    return next(({"text": name} for name in TEXT_NAMES if name in names), None)
 
 
 def documents(rows: Iterable[dict[str, Any]]) -> Iterator[range]:

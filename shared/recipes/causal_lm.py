@@ -13,7 +13,6 @@ from shared.presets import ARCHITECTURES
 from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Recipe, Sampling
 from shared.spec import LoraSpec, PretrainSpec, knob
 
-TEXT_NAMES = ("text", "content", "document", "body", "article")
 CHARACTERS_A_TOKEN = 3.5  # about, for the estimate of steps
 SHOWN = Sampling(max_tokens=60, temperature=0.8, seed=1)  # how samples are written
 PROMPT = 200  # characters of a sample's prompt at most
@@ -70,8 +69,7 @@ class CausalLM(Recipe):
 
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
         """A text column by its usual names."""
-        names = set(columns)
-        return next(({"text": name} for name in TEXT_NAMES if name in names), None)
+        return stream.recognise(columns)
 
     def canonical(self, row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
         """{"text": text}. Raises Refused for what is no text."""

@@ -1,0 +1,73 @@
+"""Hiding tokens of a text and having them filled in, as BERT's pretraining does (https://arxiv.org/abs/1810.04805)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from shared.learning.stream import Token
+
+MASKED, SWAPPED = 0.8, 0.1  # of the hidden tokens: behind the mask, another token; the rest stay as they are
+READ = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def framed(parts: Iterator[list[Token]], tokenizer: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(place of the row in which it begins, {"input_ids"}) of each part, between [CLS] and [SEP]."""
+    for part in parts:
+        ids = [token.number for token in part]
+        yield part[0].place, {"input_ids": [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]}
+
+
+def pairs(parts: Iterator[list[Token]], tokenizer: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same with each part as two halves; in every second one, drawn by its number, the second half is
+    another part's: `apart` is then 1.
+    """
+    known = [part for part in parts if len(part) > 1]
+    dice = random.Random(0)
+    for number, part in enumerate(known):
+        follows = len(known) < 2 or dice.random() < 0.5
+        other = part if follows else known[(number + dice.randrange(1, len(known))) % len(known)]
+        first = [token.number for token in part[: len(part) // 2]]
+        second = [token.number for token in other[len(other) // 2 :]]
+        begin = [tokenizer.cls_token_id, *first, tokenizer.sep_token_id]
+        end = [*second, tokenizer.sep_token_id]
+        kinds = [0] * len(begin) + [1] * len(end)
+        yield part[0].place, {"input_ids": begin + end, "token_type_ids": kinds, "apart": int(not follows)}
+
+
+def hide(ids: Any, tokenizer: Any, fraction: float) -> dict[str, Any]:
+    """`input_ids` [rows, length] with tokens hidden, their `places` in rows × length, `targets` and `owners`.
+
+    Every token but special ones is hidden with that probability, at least one in each row. Of the hidden
+    ones 80 % become the mask, 10 % any token, 10 % stay. Draws from torch's generator.
+    """
+    import torch
+
+    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+    draw = torch.rand(ids.shape).masked_fill(special, 2.0)
+    chosen = draw < fraction
+    rows = torch.arange(len(ids))
+    chosen[rows, draw.argmin(1)] = True
+    how, words = torch.rand(ids.shape), torch.randint(len(tokenizer), ids.shape)
+    shown = torch.where(
+        how < MASKED, tokenizer.mask_token_id, torch.where(how < MASKED + SWAPPED, words, ids)
+    )
+    places = chosen.flatten().nonzero().flatten()
+    return {
+        "input_ids": torch.where(chosen, shown, ids),
+        "places": places,
+        "targets": ids.flatten()[places],
+        "owners": places // ids.shape[1],
+    }
+
+
+def logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+    """(logits [hidden tokens, words], logits of «belongs together» and «apart» [rows, 2] or None), float32; words at no other place."""
+    from shared.learning.language_model import only
+
+    with only(model, batch["places"]):
+        output = model(**{name: batch[name] for name in READ if name in batch})
+    if "prediction_logits" in output:
+        return output.prediction_logits.float(), output.seq_relationship_logits.float()
+    return output.logits.float(), None
