@@ -7,14 +7,15 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from shared.errors import Refused
+from shared.errors import Refused, Unreadable
 from shared.formats import foreign_kind, quoted
 
-MEMBERS = 1000
-DIRECTORY = 4 * 1024**2  # bytes of the zip's own table of contents
+MEMBERS, MANY = 1000, 100_000  # files in a model's zip, and in a dataset's
+DIRECTORY = {MEMBERS: 4 * 1024**2, MANY: 32 * 1024**2}  # bytes of the zip's own table of contents
 UNPACKED = 16 * 1024**3
 RATIO = 100  # unpacked to packed, beyond the first 10 MiB
 SMALL = 10 * 1024**2
@@ -23,12 +24,12 @@ DAMAGED = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, zlib.e
 END, END64, LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 
 
-def members(file: BinaryIO) -> list[zipfile.ZipInfo]:
+def members(file: BinaryIO, most: int = MEMBERS) -> list[zipfile.ZipInfo]:
     """The files in a zip, without what systems add of their own. Raises Refused naming the member.
 
-    Reads the table of contents alone, and that only where it is of a sane size.
+    Reads the table of contents alone, and that only where it is of a sane size. `most` is MEMBERS or MANY.
     """
-    check_directory(file)
+    size = check_directory(file, most)
     try:
         archive = zipfile.ZipFile(file)
     except DAMAGED as wrong:
@@ -36,10 +37,9 @@ def members(file: BinaryIO) -> list[zipfile.ZipInfo]:
     found = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
     for entry in found:
         check_member(entry)
-    if sum(entry.file_size for entry in found) > UNPACKED:
-        raise refused(f"The zip unpacks to more than {UNPACKED // 1024**3} GiB. Split it.")
-    names = [entry.filename for entry in found]
-    if twice := next((name for place, name in enumerate(names) if name in names[:place]), ""):
+    check_sizes(found, size)
+    counts = Counter(entry.filename for entry in found)
+    if twice := next((name for name, count in counts.items() if count > 1), ""):
         raise refused(f"The zip holds «{quoted(twice)}» twice. Pack it again.")
     wanted = [entry for entry in found if not is_litter(entry.filename)]
     if not wanted:
@@ -47,8 +47,24 @@ def members(file: BinaryIO) -> list[zipfile.ZipInfo]:
     return wanted
 
 
-def check_directory(file: BinaryIO) -> None:
-    """Raises Refused unless the zip's table of contents is there and small."""
+def check_sizes(found: list[zipfile.ZipInfo], size: int) -> None:
+    """Raises Refused for members that lie outside of the zip, unpack to too much, or share their bytes."""
+    if any(not 0 <= entry.header_offset < size for entry in found):
+        raise refused("The zip is broken: its table of contents points outside of it. Pack it again.")
+    packed, unpacked = (
+        sum(getattr(entry, name) for entry in found) for name in ("compress_size", "file_size")
+    )
+    if unpacked > UNPACKED:
+        raise refused(f"The zip unpacks to more than {UNPACKED // 1024**3} GiB. Split it.")
+    if packed > size or unpacked > SMALL + RATIO * packed:
+        raise refused(
+            "The files in the zip unpack to far more than it can hold. Pack them again with plain «deflate».",
+            "zip_bomb",
+        )
+
+
+def check_directory(file: BinaryIO, most: int) -> int:
+    """The bytes of the whole zip. Raises Refused unless its table of contents is there and small."""
     size = file.seek(0, 2)
     file.seek(max(0, size - 65_557 - 76))
     tail = file.read()
@@ -59,10 +75,11 @@ def check_directory(file: BinaryIO) -> None:
     if (locator := tail.rfind(LOCATOR64, 0, end)) >= 0 and len(tail) >= locator + 20:
         (place,) = struct.unpack("<Q", tail[locator + 8 : locator + 16])
         count, length = large_directory(file, place)
-    if count > MEMBERS:
-        raise refused(f"The zip holds {count} files; {MEMBERS} are the most.", "too_many_members")
-    if length > DIRECTORY:
+    if count > most:
+        raise refused(f"The zip holds {count} files; {most} are the most.", "too_many_members")
+    if length > DIRECTORY[most]:
         raise refused("The zip's table of contents is larger than any honest one. Pack it again.")
+    return size
 
 
 def large_directory(file: BinaryIO, place: int) -> tuple[int, int]:
@@ -110,23 +127,11 @@ def is_litter(name: str) -> bool:
     return "__MACOSX" in parts or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
-def single(file: BinaryIO) -> zipfile.ZipInfo:
-    """The one file of a dataset's zip. Raises Refused where there are more."""
-    found = members(file)
-    if len(found) > 1:
-        raise refused(
-            f"The zip holds {len(found)} files («{quoted(found[0].filename)}», «{quoted(found[1].filename)}» …);"
-            " a dataset's zip holds one. Upload each file by itself.",
-            "too_many_members",
-        )
-    return found[0]
-
-
-def unpack(file: BinaryIO, entry: zipfile.ZipInfo, path: Path) -> None:
+def unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
     """Writes one member to `path`; not a byte more than the zip announced. Raises Refused."""
     left = entry.file_size
     try:
-        with zipfile.ZipFile(file) as archive, archive.open(entry) as source, path.open("wb") as target:
+        with archive.open(entry) as source, path.open("wb") as target:
             while piece := source.read(CHUNK):
                 left -= len(piece)
                 if left < 0:
@@ -138,10 +143,24 @@ def unpack(file: BinaryIO, entry: zipfile.ZipInfo, path: Path) -> None:
         raise refused(f"«{quoted(entry.filename)}» in the zip is damaged ({wrong}). Pack it again.") from None
 
 
-def head_of(file: BinaryIO, entry: zipfile.ZipInfo, length: int) -> bytes:
+def content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
+    """A member's bytes. Raises Unreadable where it is larger than `most` or damaged."""
+    if entry.file_size > most:
+        raise Unreadable(f"is larger than {most // 1024**2} MB")
+    try:
+        with archive.open(entry) as source:
+            data = source.read(most + 1)
+    except DAMAGED as wrong:
+        raise Unreadable(f"is damaged in the zip ({quoted(str(wrong))})") from None
+    if len(data) != entry.file_size:
+        raise Unreadable("has not as many bytes as the zip announces")
+    return data
+
+
+def head_of(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, length: int) -> bytes:
     """The first bytes of a member. Raises Refused where it is damaged or an archive itself."""
     try:
-        with zipfile.ZipFile(file) as archive, archive.open(entry) as source:
+        with archive.open(entry) as source:
             head = source.read(length)
     except DAMAGED as wrong:
         raise refused(f"«{quoted(entry.filename)}» in the zip is damaged ({wrong}). Pack it again.") from None

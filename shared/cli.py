@@ -109,6 +109,29 @@ def job_commands(commands: Any) -> None:
     submit.add_argument(
         "--knobs", dest="list_knobs", action="store_true", help="list the recipe's knobs and exit"
     )
+    evaluate = command(
+        job,
+        "evaluate",
+        "jobs:evaluate",
+        "Judge models on the rows of a dataset; prints each one's id (last).",
+    )
+    evaluate.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        help="base model, fine-tuned model or checkpoint; repeat it to compare",
+    )
+    evaluate.add_argument("--dataset", required=True, help="a file to upload, or the id of a file or dataset")
+    evaluate.add_argument("--recipe", help="by whose metrics a base model is judged (chat's)")
+    evaluate.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="MINE=THEIRS",
+        help="the recipe's column and the dataset's",
+    )
+    evaluate.add_argument("--name", help="what the evaluation is called")
+    evaluate.add_argument("--watch", action="store_true", help="stay until it has finished")
     for name, says in (
         ("watch", "Show a job's progress until it has finished."),
         ("show", "Show a job."),
@@ -117,7 +140,10 @@ def job_commands(commands: Any) -> None:
         command(job, name, f"jobs:{name}", says).add_argument("id")
     command(job, "list", "jobs:index", "The newest jobs.").add_argument("--limit", type=int, default=20)
     download = command(
-        job, "download", "jobs:download", "Download a job's checkpoint; goes on where it was cut off."
+        job,
+        "download",
+        "jobs:download",
+        "Download a job's checkpoint or results; goes on where it was cut off.",
     )
     download.add_argument("id")
     download.add_argument("--to", help="folder (the job's id where not given)")

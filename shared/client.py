@@ -79,6 +79,17 @@ class Api:
             raise Refused(f"{file['filename']}: {file['status_details']}")
         return file
 
+    def entry(self, file_id: str) -> dict[str, Any]:
+        """A stored file as `fetch` downloads it."""
+        file = self.get(f"/files/{file_id}")
+        return {
+            "name": file["filename"],
+            "bytes": file["bytes"],
+            "sha256": file["x_sha256"],
+            "url": f"{self.url}/v1/files/{file_id}/content",
+            "headers": {"Authorization": self.wire.headers["Authorization"]},
+        }
+
 
 def document(answer: httpx.Response) -> dict[str, Any]:
     """The JSON of a good answer. Raises Refused for any other."""
@@ -187,7 +198,7 @@ def fetch_one(entry: dict[str, Any], path: Path, told: Told) -> None:
     with httpx.stream(
         "GET",
         entry["url"],
-        headers={"Range": f"bytes={have}-"} if have else {},
+        headers=entry.get("headers", {}) | ({"Range": f"bytes={have}-"} if have else {}),
         timeout=60,
         follow_redirects=True,
         trust_env=not entry["url"].startswith("http://127.0.0.1"),

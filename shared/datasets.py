@@ -16,6 +16,7 @@ column `shared.formats.ROW`.
 """
 
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, BinaryIO
@@ -24,7 +25,7 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
-from shared import archives, formats, model_files, queue, storage, uploads
+from shared import archives, bundles, formats, model_files, queue, storage, uploads
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.formats import HEAD, Glance
@@ -86,11 +87,19 @@ def glance(source: BinaryIO, filename: str) -> Glance:
     if kind.format == "parquet":
         check_parquet_end(source)
     if kind.format == "zip":
-        entry = archives.single(source)
-        inner = archives.head_of(source, entry, HEAD)
-        formats.glance(inner, entry.filename, whole=len(inner) == entry.file_size)
+        check_zip(source)
     source.seek(0)
     return kind
+
+
+def check_zip(source: BinaryIO) -> None:
+    """Raises Refused for what its table of contents shows, and for the head of a file of rows."""
+    bundle = bundles.look(archives.members(source, archives.MANY))
+    if bundle.kind == "file":
+        entry = bundle.entries[0]
+        with zipfile.ZipFile(source) as archive:
+            inner = archives.head_of(archive, entry, HEAD)
+        formats.glance(inner, entry.filename, whole=len(inner) == entry.file_size)
 
 
 def check_parquet_end(source: BinaryIO) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from shared import progress
 from shared.client import Api, kept_token
-from shared.commands.jobs import JOBS, best, number, until_final
+from shared.commands.jobs import JOBS, best, until_final
 from shared.errors import Refused
 from shared.stack import Home, home_folder
 
@@ -210,7 +210,7 @@ def tell(demo: Demo, job: dict[str, Any], asked: list[str]) -> None:
     after = answers(demo, job["fine_tuned_model"], asked)
     scores = job["x_scores"]
     base, tuned = (scores.get(which, {}).get("loss") for which in ("base", "tuned"))
-    print(f"\nHeld-out loss: {number(base)} (base) → {number(tuned)} (tuned)")
+    print(f"\nHeld-out loss: {progress.score(base)} (base) → {progress.score(tuned)} (tuned)")
     for question, old, new in zip(asked, before, after, strict=True):
         print(f"\n  {question}\n    base:  {old}\n    tuned: {new}")
     checkpoint = best(demo.api, job)

@@ -31,3 +31,7 @@ class NotFound(Refused):
 
     def __init__(self, what: str, name: str) -> None:
         super().__init__(f"No {what} «{name}» in this team.", param="id", code="not_found", status=404)
+
+
+class Unreadable(Exception):
+    """Why one file of many cannot be read, without its name: «is cut short»."""

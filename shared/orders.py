@@ -87,6 +87,8 @@ def accept(db: Session, order: Order, import_needed: ImportNeeded) -> Accepted:
         return accept_training(db, order, job, import_needed)
     if order.kind == Kind.INFER:
         return accept_inference(db, order, job, import_needed)
+    if order.kind == Kind.EVALUATE:
+        return accept_evaluation(db, order, job, import_needed)
     raise Refused(f"Jobs of the kind «{order.kind}» cannot be submitted this way.", param="kind")
 
 
@@ -158,21 +160,7 @@ def accept_inference(db: Session, order: Order, job: Job, import_needed: ImportN
     The recipe is that of the checkpoint's job; a bare base model answers as chat.
     """
     accepted = Accepted(job)
-    if not order.model:
-        raise Refused("Choose a model.", param="model", code="missing_required_parameter")
-    base = use_model(db, accepted, order.model, import_needed)
-    recipe = recipe_of_answers(db, order, job.checkpoint_id)
-    require_head(recipe, base)
-    if base_models.is_scratch(base) and job.checkpoint_id is None:
-        raise Refused(
-            f"«{base.id}» has no weights yet. Train it, then choose one of that job's checkpoints.",
-            param="model",
-        )
-    if recipe.needs_facts and job.checkpoint_id is None:
-        raise Refused(
-            f"«{order.model}» has not been trained for «{recipe.title}» yet. Choose a checkpoint of such a job.",
-            param="model",
-        )
+    recipe = use_answering(db, accepted, order, import_needed)
     endpoint = order.asked.get("endpoint") or recipe.endpoint
     if endpoint != recipe.endpoint:
         raise Refused(f"«{order.model}» answers at {recipe.endpoint}, not at {endpoint}.", param="endpoint")
@@ -189,6 +177,57 @@ def accept_inference(db: Session, order: Order, job: Job, import_needed: ImportN
             "Choose a dataset or a batch file.", param="input_file_id", code="missing_required_parameter"
         )
     return accepted
+
+
+def accept_evaluation(db: Session, order: Order, job: Job, import_needed: ImportNeeded) -> Accepted:
+    """A base model or checkpoint judged on the rows of a dataset version, by the metrics of the recipe that it
+    was trained by; a base model by those of the recipe that is named, else of chat.
+    """
+    accepted = Accepted(job)
+    try:
+        wanted = recipes.get(order.recipe) if order.recipe else None
+    except Refused as unknown:
+        raise Refused(unknown.message, param="recipe") from None
+    recipe = use_answering(db, accepted, order, import_needed)
+    if wanted not in (None, recipe):
+        raise Refused(
+            f"«{order.model}» was trained by «{recipe.title}» and is judged by its metrics, not by those of"
+            f" «{wanted.title}».",
+            param="recipe",
+        )
+    if not order.dataset_version_id:
+        raise Refused(
+            "Choose the dataset whose rows are judged.", param="dataset", code="missing_required_parameter"
+        )
+    job.recipe, job.spec = recipe.name, recipe.spec().model_dump(mode="json")
+    if trained := trained_by(db, job.checkpoint_id):
+        job.spec = trained.spec
+    job.columns = use_version(db, accepted, order.dataset_version_id, recipe, order.columns, "dataset")
+    job.dataset_version_id = order.dataset_version_id
+    return accepted
+
+
+def use_answering(
+    db: Session, accepted: Accepted, order: Order, import_needed: ImportNeeded
+) -> recipes.Recipe:
+    """The recipe by which the order's model answers. Raises Refused where it cannot answer yet."""
+    if not order.model:
+        raise Refused("Choose a model.", param="model", code="missing_required_parameter")
+    base = use_model(db, accepted, order.model, import_needed)
+    checkpoint_id = accepted.job.checkpoint_id
+    recipe = recipe_of_answers(db, order, checkpoint_id)
+    require_head(recipe, base)
+    if base_models.is_scratch(base) and checkpoint_id is None:
+        raise Refused(
+            f"«{base.id}» has no weights yet. Train it, then choose one of that job's checkpoints.",
+            param="model",
+        )
+    if recipe.needs_facts and checkpoint_id is None:
+        raise Refused(
+            f"«{order.model}» has not been trained for «{recipe.title}» yet. Choose a checkpoint of such a job.",
+            param="model",
+        )
+    return recipe
 
 
 def use_model(db: Session, accepted: Accepted, name: str, import_needed: ImportNeeded) -> BaseModel:
@@ -278,8 +317,7 @@ def require_weights_below(spec: Spec, base: BaseModel, checkpoint_id: str | None
 
 def recipe_of_answers(db: Session, order: Order, checkpoint_id: str | None) -> recipes.Recipe:
     """The recipe that answers: the checkpoint's own."""
-    checkpoint = db.get(Checkpoint, checkpoint_id) if checkpoint_id else None
-    trained = db.get(Job, checkpoint.job_id) if checkpoint else None
+    trained = trained_by(db, checkpoint_id)
     if trained is not None and trained.recipe:
         return recipes.get(trained.recipe)
     if order.recipe:
@@ -288,6 +326,12 @@ def recipe_of_answers(db: Session, order: Order, checkpoint_id: str | None) -> r
         if recipe.endpoint == CHAT:
             return recipe
     raise Refused(f"«{order.model}» has not been trained to answer anything yet.", param="model")
+
+
+def trained_by(db: Session, checkpoint_id: str | None) -> Job | None:
+    """The job that made the checkpoint."""
+    checkpoint = db.get(Checkpoint, checkpoint_id) if checkpoint_id else None
+    return db.get(Job, checkpoint.job_id) if checkpoint else None
 
 
 def sampling(order: Order) -> dict[str, Any]:

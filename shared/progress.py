@@ -62,6 +62,11 @@ def lasting(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def score(value: Any) -> str:
+    """A metric, short."""
+    return f"{value:.4g}" if isinstance(value, int | float) else "–"
+
+
 def of_job(job: dict[str, Any]) -> tuple[str, str]:
     """(stage, text) of a job as the API gives it."""
     state, progress = job.get("x_state") or job["status"], job.get("x_progress") or {}
@@ -72,7 +77,7 @@ def of_job(job: dict[str, Any]) -> tuple[str, str]:
         return stage, "for the import of its data or base model"
     step, total = progress.get("step"), progress.get("total_steps")
     if stage not in STEPPING or not total:
-        return stage, str(progress.get("detail") or "")
+        return stage, counted(progress)
     parts = [bar((step or 0) / total), f"step {step or 0}/{total}"]
     if progress.get("loss") is not None:
         parts.append(f"loss {progress['loss']:.3f}")
@@ -81,6 +86,13 @@ def of_job(job: dict[str, Any]) -> tuple[str, str]:
     if progress.get("eta_seconds") is not None:
         parts.append(f"about {lasting(progress['eta_seconds'])} left")
     return stage, "  ".join(parts)
+
+
+def counted(progress: dict[str, Any]) -> str:
+    """How much of what is being done is done, where that is told."""
+    detail, done, total = (progress.get(name) for name in ("detail", "done", "total"))
+    parts = [bar((done or 0) / total), f"{done or 0} of {total}"] if total else []
+    return "  ".join([*parts, str(detail or "")]).rstrip()
 
 
 def of_bytes(name: str, have: int, size: int) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from shared.errors import Refused
-from shared.spec import ScratchSpec, Spec
+from shared.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,13 @@ class Recipe:
     family: ClassVar[str] = "Fine-tuning"  # the heading that it stands under in the form
     place: ClassVar[int] = 100  # where it stands in lists: smaller is earlier
     needs_reference: ClassVar[bool] = False  # `Learner.reference` is called in the loss
+    library: ClassVar[str] = "transformers"  # loads its checkpoints
     needs_facts: ClassVar[bool] = False  # only a checkpoint of its own can answer, no plain base model
 
     @property
     def from_scratch(self) -> bool:
         """Whether it can start without weights, from an architecture preset."""
-        return issubclass(self.spec, ScratchSpec)
+        return self.spec.from_scratch
 
     # Data, without torch: the web and the importer call these.
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:

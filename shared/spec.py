@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,6 +22,7 @@ class Spec(BaseModel):
     """Knobs that every training recipe has. A recipe's Spec adds its own and sets its defaults."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    from_scratch: ClassVar[bool] = False  # whether training may start without weights
 
     epochs: float = knob(3, gt=0, le=100, title="Epochs", help="Times that every row is seen.")
     batch_size: int = knob(8, ge=1, le=1024, title="Batch size", help="Rows in one optimizer step.")
@@ -119,6 +120,8 @@ class LoraSpec(TextSpec):
 class ScratchSpec(TextSpec):
     """Knobs of recipes that can start from scratch, and then train a tokenizer first."""
 
+    from_scratch: ClassVar[bool] = True
+
     tokenizer: Literal["bpe", "characters", "bytes"] = knob(
         "bpe",
         title="Tokenizer",
@@ -155,6 +158,41 @@ class PretrainSpec(ScratchSpec):
         """With a learning rate."""
         rate = self.usual_rate(scratch=scratch) if self.learning_rate is None else self.learning_rate
         return self.model_copy(update={"learning_rate": rate})
+
+
+class DiffusionSpec(Spec):
+    """Knobs of recipes that generate by diffusion, from scratch or from an earlier checkpoint."""
+
+    from_scratch: ClassVar[bool] = True
+
+    epochs: float = knob(50, gt=0, le=10_000, title="Epochs", help="Times that every row is seen.")
+    batch_size: int = knob(64, ge=1, le=4096, title="Batch size", help="Rows in one optimizer step.")
+    learning_rate: float = knob(
+        1e-3, gt=0, le=1, title="Learning rate", help="Peak of the learning-rate schedule."
+    )
+    guidance: float = knob(
+        2.0,
+        ge=1,
+        le=20,
+        title="Guidance",
+        help="How strongly an answer keeps to what is asked for; 1 turns it off and takes half the time.",
+    )
+    sampling_steps: int = knob(
+        24,
+        ge=1,
+        le=1000,
+        title="Sampling steps",
+        help="From noise to an answer; more of them are finer and slower.",
+        advanced=True,
+    )
+    unconditional: float = knob(
+        0.1,
+        ge=0,
+        le=0.9,
+        title="Rows without what they show",
+        help="Share of the rows that are learned without label or caption; guidance needs them.",
+        advanced=True,
+    )
 
 
 OPENAI_NAMES = {"n_epochs": "epochs"}

@@ -171,7 +171,7 @@ class File(SQLModel, table=True):
     __tablename__ = "files"
     id: str = ident("file-")
     team_id: str = ref("teams", cascade=True)
-    purpose: str  # fine-tune, batch, base-model, fine-tune-results, batch_output
+    purpose: str  # fine-tune, batch, base-model, fine-tune-results, batch_output, evaluation_output
     filename: str
     bytes: int = Field(sa_type=BigInteger)
     sha256: str
@@ -309,7 +309,9 @@ class Job(SQLModel, table=True):
     body_hash: str | None = None
 
     progress: dict = document()  # step, total_steps, epoch, tokens_per_second, eta_seconds, loss
-    scores: dict = document()  # {"base": {metric: value}, "tuned": {metric: value}, "detail": {...}}
+    scores: dict = (
+        document()
+    )  # {"base": {metric: value}, "tuned": {metric: value}, "detail": {...}} and what a kind adds
     trained_tokens: int | None = Field(None, sa_type=BigInteger)
     best_checkpoint_id: str | None = None
     reason_code: str | None = None
@@ -422,7 +424,7 @@ class Artifact(SQLModel, table=True):
     team_id: str = ref("teams", cascade=True)
     job_id: str = ref("jobs", cascade=True)  # that makes it
     checkpoint_id: str | None = ref("checkpoints", nullable=True, cascade=True, index=False)
-    form: str  # merged, gguf, predictions, errors, media, metrics, results, shard-<number>
+    form: str  # merged, gguf, predictions, errors, media, metrics, results, report, shard-<number>
     state: Ready = choice(Ready, Ready.BUILDING)
     prefix: str | None = None
     manifest: list = document(list)  # [{name, bytes, sha256}]

@@ -1,12 +1,17 @@
 """Datasets through the real importer, for tests: bytes in, what it made of them out."""
 
+import io
 import json
+import wave
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from shared.formats import ROW
 from worker.engine import importer
@@ -58,5 +63,44 @@ def imported(folder: Path, filename: str, data: bytes) -> Imported:
     return Imported(folder, code)
 
 
+def parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
 def lines(*rows: Any) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def zipped(files: Mapping[str, bytes | str]) -> bytes:
+    """A zip of these files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def picture(
+    color: Any = (200, 30, 30),
+    size: tuple[int, int] = (8, 6),
+    mode: str = "RGB",
+    format: str = "PNG",
+    **more: Any,
+) -> bytes:
+    """A picture of one colour."""
+    buffer = io.BytesIO()
+    Image.new(mode, size, color).save(buffer, format, **more)
+    return buffer.getvalue()
+
+
+def sound(raw: bytes = bytes(1600), rate: int = 8000, channels: int = 1, width: int = 2) -> bytes:
+    """A WAV file with these frames."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(raw)
+    return buffer.getvalue()

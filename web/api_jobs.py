@@ -178,7 +178,9 @@ def find(db: Session, job_id: str, kind: Kind) -> Job:
     """The team's job of that kind. Raises NotFound."""
     job = db.exec(mine(kind).where(Job.id == job_id)).first()
     if job is None:
-        raise NotFound("batch" if kind == Kind.INFER else "fine-tuning job", job_id)
+        raise NotFound(
+            {Kind.INFER: "batch", Kind.EVALUATE: "evaluation"}.get(kind, "fine-tuning job"), job_id
+        )
     return job
 
 

@@ -3,6 +3,7 @@
 import json
 from io import BytesIO
 from typing import Any
+from zipfile import ZipFile
 
 from flask import Blueprint, flash, g, jsonify, redirect, render_template, request
 from sqlmodel import Session, col, func, select
@@ -12,13 +13,14 @@ from werkzeug.wrappers import Response
 from shared import datasets
 from shared.db import transaction
 from shared.errors import NotFound, Refused
-from shared.recipe import recipes
+from shared.recipe import Recipe, recipes
 from shared.settings import settings
 from shared.tables import DatasetVersion, File, Job, Ready
 
 pages = Blueprint("datasets", __name__)
 
 SHOWN_FINDINGS = 100
+SUFFIXES = {"image": "png", "audio": "wav"}  # of the files that a kind of column holds
 
 
 @pages.get("/datasets")
@@ -83,10 +85,23 @@ def sample() -> Response:
     recipe = recipes().get(request.form.get("recipe", ""))
     if recipe is None:
         raise Refused("There are no sample rows for this recipe.", param="recipe", status=422)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recipe.example)
-    sent = FileStorage(BytesIO(lines.encode()), filename=f"sample-{recipe.name}.jsonl")
+    content, suffix = sample_file(recipe)
+    sent = FileStorage(BytesIO(content), filename=f"sample-{recipe.name}.{suffix}")
     version = take(sent, f"sample {recipe.name}")
     return redirect(f"/datasets/{version.dataset_id}?version={version.number}", 303)
+
+
+def sample_file(recipe: Recipe) -> tuple[bytes, str]:
+    """The example rows as JSONL; pictures and sounds as a zip with a folder for each label."""
+    cell = next((column for column in recipe.columns if column.kind in SUFFIXES), None)
+    if cell is None:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recipe.example)
+        return lines.encode(), "jsonl"
+    packed = BytesIO()
+    with ZipFile(packed, "w") as file:
+        for number, row in enumerate(recipe.example, 1):
+            file.writestr(f"{row['label']}/{number}.{SUFFIXES[cell.kind]}", row[cell.name])
+    return packed.getvalue(), "zip"
 
 
 @pages.get("/datasets/<dataset_id>")

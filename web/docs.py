@@ -23,6 +23,7 @@ TAGS = {
     "api_checkpoints": "Checkpoints",
     "api_models": "Models",
     "api_batches": "Batches",
+    "api_evaluations": "Evaluations",
     "api_schedules": "Schedules",
 }
 KEY = {

@@ -382,3 +382,72 @@ class ScheduleRun(Shape):
     outcome: Literal["submitted", "skipped", "missed", "refused"]
     reason: str
     job_id: str | None
+
+
+class CreateEvaluation(Request):
+    """Models that are judged on the rows of a dataset, by the metrics of the recipe that trained them."""
+
+    model: str | None = Field(
+        None, description="A base model's id, a fine-tuned model's name or a checkpoint's id."
+    )
+    models: list[str] | None = Field(
+        None, min_length=1, max_length=8, description="Several, which are then compared: one evaluation each."
+    )
+    dataset: str = Field(description="Id of an uploaded file; also of a dataset or dataset version.")
+    recipe: str | None = Field(
+        None, description="By whose metrics a base model is judged; chat's where none is named."
+    )
+    columns: dict[str, str] | None = Field(
+        None, description="{the recipe's column: the dataset's column}, where the names differ."
+    )
+    name: str | None = Field(None, max_length=200)
+    seed: int | None = Field(None, ge=0, lt=2**31)
+    metadata: Labels | None = LABELS
+
+
+class Comparison(Shape):
+    """Evaluations that were asked for together."""
+
+    id: str
+    evaluations: list[str] = Field(description="Their ids, in the order of the models.")
+    x_page: str = Field(description="Address of the page that shows them side by side.")
+
+
+class LeftOut(Shape):
+    """Rows that could not be used."""
+
+    count: int
+    rows: list[dict[str, Any]] = Field(description="The first hundred: row and reason.")
+
+
+class Evaluation(Shape):
+    """A model judged on the rows of a dataset."""
+
+    id: str
+    object: Literal["evaluation"] = "evaluation"
+    created_at: int
+    finished_at: int | None
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    name: str | None
+    model: str
+    recipe: str
+    dataset: str = Field(description="Id of the file that the dataset version was read from.")
+    columns: dict[str, str]
+    seed: int
+    metrics: dict[str, float | None] | None = Field(description="The recipe's metrics over all rows.")
+    intervals: dict[str, list[float]] | None = Field(
+        description="{metric: [low, high]}: 95 % of the bootstrap's resamples."
+    )
+    resamples: int | None
+    rows: int | None = Field(description="How many rows were judged.")
+    left_out: LeftOut | None
+    result_files: list[str] = Field(
+        description="results.jsonl, one line a row, and report.json with detail, worst and best rows, resamples."
+    )
+    comparison: Comparison | None
+    error: JobError | None
+    metadata: Labels | None
+    x_state: str = Field(description="Finer than `status`: also cancelling, or the stage.")
+    x_progress: dict[str, Any] = Field(description="detail, done, total.")
+    x_queue_position: int | None
+    x_page: str

@@ -129,6 +129,30 @@ def inference(trip: "Trip") -> dict[str, Any]:
     return {"kind": "infer", "spec": spec, "requests": str(requests)} | weights(trip.machine, start)
 
 
+def evaluation(trip: "Trip") -> dict[str, Any]:
+    """The rows to judge on, the weights that are judged, and, where the recipe compares the two, those that
+    they were trained from.
+    """
+    job, machine = trip.job, trip.machine
+    recipe = recipes.get(job.recipe or "")
+    with transaction() as db:
+        start = start_of(db, job)
+        orders.require_head(recipe, start.base)
+        version = db.get_one(DatasetVersion, job.dataset_version_id)
+        columns = datasets.check(version, recipe, job.columns or None, param="dataset")
+        if columns != job.columns and (own := leases.held_job(db, trip.lease_id)):
+            own.columns = columns
+        trained = orders.trained_by(db, start.full.id) if start.full and not start.adapter else None
+        before = start_of(db, trained) if trained and recipe.needs_reference else None
+    known = weights(machine, before) if before else {}
+    return {
+        "kind": "evaluate",
+        "columns": columns,
+        "valid": str(machine.cache.dataset(version)),
+        "reference": known if "base_model" in known else None,
+    } | weights(machine, start)
+
+
 def read_batch(file: File, endpoint: str, source: Path, requests: Path) -> None:
     """A batch file's lines as requests. Raises batches.BadBatch with every bad line."""
     if storage.get(file.key, source) != file.sha256:
@@ -173,6 +197,7 @@ def an_import(trip: "Trip") -> dict[str, Any]:
 
 BRIEFS: dict[Kind, Callable[["Trip"], dict[str, Any]]] = {
     Kind.TRAIN: training,
+    Kind.EVALUATE: evaluation,
     Kind.INFER: inference,
     Kind.EXPORT: export,
     Kind.IMPORT: an_import,

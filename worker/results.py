@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlmodel import Session, select
 
-from shared import base_models, batches, checkpoints, datasets, events, storage
+from shared import base_models, batches, checkpoints, datasets, events, media, storage
 from shared import recipe as recipes
 from shared.db import transaction
 from shared.errors import Refused
@@ -25,6 +25,17 @@ if TYPE_CHECKING:
 
 METRICS_ROWS = 20_000
 MOST_REPORT_BYTES = 32 * 1024 * 1024
+EVALUATED = (  # of an evaluation's report, what its job keeps
+    "intervals",
+    "resamples",
+    "rows",
+    "answered",
+    "left_out",
+    "detail",
+    "worst",
+    "best",
+    "seconds",
+)
 
 
 @dataclass
@@ -160,6 +171,31 @@ def teller(job: Job) -> batches.Teller:
     return batches.Teller(job.id, model, job.spec["endpoint"] if job.file_id else "", int(time.time()))
 
 
+def evaluated(trip: "Trip") -> Result:
+    """What an evaluation found: its scores for the page, the results of every row and the report as files."""
+    job, artifacts = trip.job, trip.folder / "artifacts"
+    report = read_report(artifacts / "report.json")
+    rows = []
+    for form, name in (("results", "results.jsonl"), ("report", "report.json")):
+        artifact = Artifact(id=new_id("artifact-"), team_id=job.team_id, job_id=job.id, form=form)
+        rows.append(stored_file(job, artifact, artifacts / name, f"{job.id}_{name}", "evaluation_output"))
+    store_media(trip)
+
+    def record(db: Session) -> dict[str, Any]:
+        add_files(db, rows)
+        told = {name: report[name] for name in EVALUATED}
+        return {"scores": {"tuned": report["metrics"], **told}}
+
+    return Result(record)
+
+
+def store_media(trip: "Trip") -> None:
+    """Stores the pictures and sounds that the trainer made."""
+    for path in sorted((trip.folder / "media").glob("*")):
+        if key := media.key(trip.job, path.name):
+            storage.put(key, path)
+
+
 def exported(trip: "Trip") -> Result:
     """The checkpoint's other form, under its artifact's prefix."""
     job = trip.job
@@ -204,9 +240,9 @@ def imported(trip: "Trip") -> Result:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The importer's findings; its size is bounded, since the importer read a stranger's file."""
+    """The importer's findings or an evaluation's figures; bounded, since a stranger's rows were read for it."""
     if path.stat().st_size > MOST_REPORT_BYTES:
-        raise Refused("The file has too much wrong with it to be listed.", param="file")
+        raise Refused("There is too much wrong with the rows to be listed.", param="file")
     return events.storable(json.loads(path.read_text()))
 
 
@@ -240,7 +276,11 @@ def add_files(db: Session, rows: list[tuple[File, Artifact]]) -> None:
         db.add(Artifact(**artifact.model_dump()))
 
 
-COLLECTORS: dict[Kind, Callable[["Trip"], Result]] = {Kind.EXPORT: exported, Kind.IMPORT: imported}
+COLLECTORS: dict[Kind, Callable[["Trip"], Result]] = {
+    Kind.EVALUATE: evaluated,
+    Kind.EXPORT: exported,
+    Kind.IMPORT: imported,
+}
 
 
 def artifact_prefix(job: Job, artifact_id: str) -> str:

@@ -307,6 +307,9 @@ def warm_up() -> None:
     import safetensors.torch  # noqa: F401
     import tokenizers  # noqa: F401
     import torch
+    from diffusers.models.transformers import dit_transformer_2d, pixart_transformer_2d  # noqa: F401
+    from diffusers.schedulers import scheduling_flow_match_euler_discrete  # noqa: F401
+    from PIL import PngImagePlugin  # noqa: F401
     from transformers.models.auto import modeling_auto, tokenization_auto  # noqa: F401
     from transformers.models.bert import modeling_bert  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401

@@ -1,4 +1,4 @@
-"""job submit, watch, show, list, cancel, download."""
+"""job submit, evaluate, watch, show, list, cancel, download."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from shared import progress
 from shared.client import Api, connect, fetch
-from shared.commands import knobs
+from shared.commands import evaluations, knobs
 from shared.commands.datasets import id_of
 from shared.errors import Refused
 
@@ -42,6 +42,30 @@ def submit(arguments: argparse.Namespace) -> int:
     return follow(api, job["id"]) if arguments.watch else 0
 
 
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Judge one model or more on a dataset; the last lines are the ids, in the order of the models (with --watch
+    their ends follow).
+    """
+    api = connect()
+    body = {
+        "models": arguments.model,
+        "dataset": id_of(api, arguments.dataset),
+        "recipe": arguments.recipe,
+        "columns": dict(map(evaluations.pair, arguments.column)) or None,
+        "name": arguments.name,
+    }
+    made = api.post(
+        evaluations.EVALUATIONS, {name: value for name, value in body.items() if value is not None}
+    )
+    together = made["comparison"]
+    print(f"Submitted; its page: {(together or made)['x_page']}")
+    ids = together["evaluations"] if together else [made["id"]]
+    print("\n".join(ids), flush=True)
+    if not arguments.watch:
+        return 0
+    return max(follow(api, one) for one in ids)
+
+
 def watch(arguments: argparse.Namespace) -> int:
     """Show progress until the job has finished; exits by its result."""
     return follow(connect(), arguments.id)
@@ -50,20 +74,24 @@ def watch(arguments: argparse.Namespace) -> int:
 def follow(api: Api, job_id: str) -> int:
     """Watch, then say how it went: 0 where the job succeeded."""
     job = until_final(api, job_id)
+    if job["status"] == "succeeded" and job["object"] == "evaluation":
+        evaluations.tell(job)
+        return 0
     if job["status"] == "succeeded":
         print(f"succeeded: {job['fine_tuned_model']}")
         for name, value in (job["x_scores"].get("tuned") or {}).items():
             before = (job["x_scores"].get("base") or {}).get(name)
-            print(f"  {name:<16} {number(before):>10} → {number(value)}")
+            print(f"  {name:<16} {progress.score(before):>10} → {progress.score(value)}")
         return 0
     reason = (job.get("error") or {}).get("message") or ""
     print(f"{job['status']}: {reason}".rstrip(": "))
     return 1
 
 
-def number(value: Any) -> str:
-    """A score, short."""
-    return f"{value:.4g}" if isinstance(value, int | float) else "–"
+def address(job_id: str) -> str:
+    """Where the API has that job."""
+    kind = evaluations.EVALUATIONS if job_id.startswith(evaluations.PREFIX) else JOBS
+    return f"{kind}/{job_id}"
 
 
 def until_final(api: Api, job_id: str, tend: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -71,7 +99,7 @@ def until_final(api: Api, job_id: str, tend: Callable[[], None] = lambda: None) 
     line = progress.Line()
     while True:
         tend()
-        job = api.get(f"{JOBS}/{job_id}")
+        job = api.get(address(job_id))
         stage, text = progress.of_job(job)
         line.show(stage, text)
         if job["status"] in progress.FINAL:
@@ -82,7 +110,7 @@ def until_final(api: Api, job_id: str, tend: Callable[[], None] = lambda: None) 
 
 def show(arguments: argparse.Namespace) -> None:
     """The job as the API gives it."""
-    print(json.dumps(connect().get(f"{JOBS}/{arguments.id}"), indent=2, ensure_ascii=False))
+    print(json.dumps(connect().get(address(arguments.id)), indent=2, ensure_ascii=False))
 
 
 def index(arguments: argparse.Namespace) -> None:
@@ -94,13 +122,16 @@ def index(arguments: argparse.Namespace) -> None:
 
 def cancel(arguments: argparse.Namespace) -> None:
     """Ask for the end of a job."""
-    job = connect().post(f"{JOBS}/{arguments.id}/cancel")
+    job = connect().post(f"{address(arguments.id)}/cancel")
     print(f"{job['id']} is {job['status']}.")
 
 
 def download(arguments: argparse.Namespace) -> None:
-    """The files of a checkpoint, into a folder that `from_pretrained` takes."""
+    """The files of a checkpoint, into a folder that `from_pretrained` takes; those of an evaluation."""
     api = connect()
+    if arguments.id.startswith(evaluations.PREFIX):
+        evaluations.download(api, arguments.id, arguments.to)
+        return
     job = api.get(f"{JOBS}/{arguments.id}")
     checkpoint = arguments.checkpoint or best(api, job)
     query = {"form": arguments.form} if arguments.form else {}

@@ -9,7 +9,7 @@ LICENCES = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "g
 def card(facts: dict[str, Any]) -> str:
     """Markdown with the front matter that model hubs read.
 
-    `facts`: title, recipe, base_model, dataset, team, job, name, licence, step, epoch, adapter,
+    `facts`: title, recipe, library, base_model, dataset, team, job, name, licence, step, epoch, adapter,
     metrics {title: value}, spec {knob: value}, usage (Python). Missing ones are left out.
     """
     parts = [
@@ -34,7 +34,7 @@ def front_matter(facts: dict[str, Any]) -> str:
     """YAML between dashes; every value is a JSON string, which YAML reads as it stands."""
     licence = str(facts.get("licence") or "").lower()
     lines = {
-        "library_name": "peft" if facts.get("adapter") else "transformers",
+        "library_name": "peft" if facts.get("adapter") else facts.get("library", "transformers"),
         "base_model": facts.get("base_model"),
         "license": licence if licence in LICENCES else "other",
         "pipeline_tag": facts.get("task"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from math import isnan
 from typing import Any, Literal
 
 from shared.errors import Refused
+from shared.learning.labels import in_order, label
 from shared.recipe import (
     Batch,
     Column,
@@ -292,34 +292,12 @@ def compared(learner: Learner, batch: Batch) -> tuple[Any, Any]:
     return cross_entropy(logits, batch["labels"], weight=weights, reduction="none"), logits
 
 
-def label(value: Any) -> str | list[str] | None:
-    """A label cell as text, a list cell as a list of texts. Raises Refused for an object."""
-    if isinstance(value, dict):
-        raise Refused("A label must be a word, a number or a list of them, not an object.", param="label")
-    if isinstance(value, list):
-        return [name for name in (label(one) for one in value) if isinstance(name, str) and name]
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return "" if isnan(value) else str(int(value)) if value.is_integer() else str(value)
-    return str(value).strip()
-
-
 def labels_of(row: dict[str, Any]) -> list[str]:
     """The labels of a canonical row as a list."""
     given = row.get("label")
     if isinstance(given, list):
         return given
     return [given] if given else []
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Labels sorted: by value where all are whole numbers, else by letters."""
-    names = list(names)
-    numeric = all(name.removeprefix("-").isdecimal() for name in names)
-    return sorted(names, key=int) if numeric else sorted(names)
 
 
 def about_labels(seen: Counter[str], kinds: dict[type, int], column: str) -> Iterator[Finding]:

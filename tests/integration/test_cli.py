@@ -175,6 +175,27 @@ def test_a_job_goes_from_a_file_to_a_downloaded_checkpoint(live, team, model, ro
     assert not list(folder.rglob("*.part"))
 
 
+def test_models_are_judged_side_by_side_and_the_results_downloaded(live, team, model, rows, tmp_path):
+    knobs = ["--epochs", "1", "--batch-size", "4", "--max-steps", "2", "--checkpoints", "1"]
+    trained = burnish("job", "submit", "--base-model", model, "--data", rows, "--watch", *knobs, **team)
+    tuned = next(line for line in trained.stdout.splitlines() if line.startswith("succeeded"))[11:]
+    flags = ["--model", model, "--model", tuned, "--dataset", rows, "--name", "side by side"]
+    done = burnish("job", "evaluate", *flags, "--column", "messages=messages", "--watch", **team)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ids = [line for line in done.stdout.splitlines() if line.startswith("evaluate-")]
+    assert len(ids) == 2
+    assert "/evaluations/compare?comparison=" in done.stdout
+    assert done.stdout.count("token_accuracy") == 2
+    told = json.loads(burnish("job", "show", ids[1], **team).stdout)
+    assert told["comparison"]["evaluations"] == ids
+    folder = tmp_path / "results"
+    assert last_line(burnish("job", "download", ids[1], "--to", folder, **team)) == str(folder)
+    lines = (folder / f"{ids[1]}_results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == list(range(1, len(CHAT) + 1))
+    wrong = burnish("job", "evaluate", "--model", model, "--dataset", rows, "--column", "messages", **team)
+    assert (wrong.returncode, "=" in wrong.stderr) == (1, True)
+
+
 def test_a_file_with_a_broken_row_is_named_with_its_row(live, team, tmp_path):
     path = tmp_path / "broken.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in CHAT) + "{broken\n")

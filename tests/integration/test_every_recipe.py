@@ -106,11 +106,11 @@ def test_it_trains_downloads_and_answers(client: OpenAI, live: Live, models: dic
         for one in listed["data"]:
             assert len(plain.get(one["url"]).content) == one["bytes"], one["name"]
 
-    asked = client.files.create(
+    questions = client.files.create(
         file=("ask.jsonl", requests(recipe, job.fine_tuned_model, columns(recipe))), purpose="batch"
     )
     endpoint: Any = recipe.endpoint
-    batch = client.batches.create(input_file_id=asked.id, endpoint=endpoint, completion_window="24h")
+    batch = client.batches.create(input_file_id=questions.id, endpoint=endpoint, completion_window="24h")
     batch: Any = until(lambda: answered(client, batch.id), PATIENCE, batch.id)
     assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 3, 1)
     lines = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
@@ -123,6 +123,30 @@ def test_it_trains_downloads_and_answers(client: OpenAI, live: Live, models: dic
             assert client.files.content(output["file_id"]).read()[:4] in (b"\x89PNG", b"RIFF")
     wrong = [json.loads(line) for line in client.files.content(batch.error_file_id).text.splitlines()]
     assert wrong[0]["response"]["body"]["error"]["message"].endswith(".")
+    judges(client, recipe, job.fine_tuned_model, file.id)
+
+
+def judges(client: OpenAI, recipe: Recipe, model: str, file_id: str) -> None:
+    """The checkpoint is evaluated on the rows of the example: each metric with its interval, a line a row."""
+    made = asked(client.post, "/evaluations", body={"model": model, "dataset": file_id})
+    told: Any = until(
+        lambda: (one := asked(client.get, f"/evaluations/{made['id']}"))["status"] in FINAL and one,
+        PATIENCE,
+        made["id"],
+    )
+    assert told["status"] == "succeeded", told["error"]
+    names = {metric.name for metric in recipe.metrics}
+    assert (set(told["metrics"]), set(told["intervals"])) == (names, names)
+    results, report = (client.files.content(one) for one in told["result_files"])
+    lines = [json.loads(line) for line in results.text.splitlines()]
+    assert len(lines) == told["rows"] > 0
+    assert all({"row", "score", "judged"} <= line.keys() for line in lines)
+    assert json.loads(report.text)["worst"]
+
+
+def asked(verb: Any, path: str, **more: Any) -> Any:
+    """What the API answers to a call that the `openai` package has no name for."""
+    return verb(path, cast_to=httpx.Response, **more).json()
 
 
 def columns(recipe: Recipe) -> dict[str, str]:

@@ -53,6 +53,8 @@ def world(app):
         file = a_file(db, alpha, CANARY.encode(), "canary.jsonl", "batch")
         batch = a_job(db, alpha, Kind.INFER, name=CANARY, file_id=file.id, recipe="sft", spec={"endpoint": "/v1/chat/completions"},
                       state=State.SUCCEEDED, base_model_id=base.id)  # fmt: skip
+        evaluation = a_job(db, alpha, Kind.EVALUATE, name=CANARY, recipe="sft", state=State.SUCCEEDED, base_model_id=base.id,
+                           dataset_version_id=version.id)  # fmt: skip
         artifact = Artifact(
             team_id=alpha.id, job_id=job.id, form="metrics", state=Ready.READY, file_id=file.id
         )
@@ -66,6 +68,7 @@ def world(app):
             "file_id": file.id,
             "job_id": job.id,
             "batch_id": batch.id,
+            "evaluation_id": evaluation.id,
             "checkpoint_id": checkpoint.id,
             "artifact_id": artifact.id,
             "dataset_id": version.dataset_id,
@@ -223,9 +226,17 @@ def test_our_own_team_sees_it(app, world):
     client = app.test_client()
     seen = [
         client.get(path, headers=bearer(world.alpha_token)).text
-        for path in ("/v1/files", "/v1/fine_tuning/jobs", "/v1/models", "/v1/schedules", "/v1/batches")
+        for path in (
+            "/v1/files",
+            "/v1/fine_tuning/jobs",
+            "/v1/models",
+            "/v1/schedules",
+            "/v1/batches",
+            "/v1/evaluations",
+        )
     ]
-    for found, name in zip(seen, ("file_id", "job_id", "model", "schedule_id", "batch_id"), strict=True):
+    ids = ("file_id", "job_id", "model", "schedule_id", "batch_id", "evaluation_id")
+    for found, name in zip(seen, ids, strict=True):
         assert world.ids[name] in found, name
 
 

@@ -12,20 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.formats import HEAD, ROW
-from tests.imports import imported, lines
+from tests.imports import imported, lines, parquet
 from worker.engine import importer
-
-
-def parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
 
 
 def test_rows_keep_the_numbers_of_the_users_file(tmp_path: Path):

@@ -41,6 +41,7 @@ def fields(recipe: Recipe, bases: dict[str, Path], tmp_path: Path) -> dict[str, 
     """What an attempt at training the recipe on its own example needs."""
     rows = parquet(tmp_path / "rows.parquet", recipe.example)
     known: dict[str, Any] = {"epochs": 4, "batch_size": 4, "valid_fraction": 0.25, "max_length": 96}
+    known |= {"sampling_steps": 2}
     spec = recipe.spec(**{name: value for name, value in known.items() if name in recipe.spec.model_fields})
     preset = presets.preset(recipe.default_base_model)
     return {

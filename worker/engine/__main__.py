@@ -72,6 +72,10 @@ def do(attempt: Attempt, events: Events, stop: Stop, forked: Callable[[], None])
         from worker.engine.infer import infer
 
         return infer(attempt, events)
+    if attempt.kind == "evaluate":
+        from worker.engine.evaluate import evaluate
+
+        return evaluate(attempt, events)
     if attempt.kind == "export":
         from worker.engine.export import export
 

@@ -25,6 +25,13 @@ class Stopped(Exception):
     """Somebody asked for an end (SIGTERM); what was saved lets another attempt go on."""
 
 
+class Start(BaseModel):
+    """Where weights come from: a base model or full checkpoint, and an adapter on it."""
+
+    base_model: Path
+    adapter: Path | None = None
+
+
 class Attempt(BaseModel):
     """`attempt.json`. Paths are on this machine; `seed` decides every draw."""
 
@@ -40,6 +47,7 @@ class Attempt(BaseModel):
     base_model: Path | None = None
     adapter: Path | None = None
     preset: dict[str, Any] = {}  # of a model from scratch
+    reference: Start | None = None  # what the judged model was trained from, where that matters
     processes: int = 1
     train: Path | None = None
     valid: Path | None = None

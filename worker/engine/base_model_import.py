@@ -8,6 +8,7 @@ file (0.06 s, where bf16 must be converted: 0.18 s).
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -64,8 +65,10 @@ def found(attempt: Attempt) -> tuple[Path, str]:
     folder = attempt.folder / "unpacked"
     folder.mkdir(exist_ok=True)
     with attempt.source.open("rb") as file:
-        for name, entry in model_files.check_zip(file).items():
-            archives.unpack(file, entry, folder / name)
+        taken = model_files.check_zip(file)
+        with zipfile.ZipFile(file) as archive:
+            for name, entry in taken.items():
+                archives.unpack(archive, entry, folder / name)
     return folder, ""
 
 

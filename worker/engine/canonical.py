@@ -4,7 +4,7 @@ them, a few thousand rows in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from shared.errors import Refused
 from shared.formats import COLUMNS, LINE, MIB, ROW, BadRow, Glance, quoted, rows
-from shared.recipe import Finding
+from shared.recipe import MAX_FINDINGS, Finding
 from worker.engine.shapes import Cast, Shape, column_type
 
 MOST_ROWS = 50_000_000
@@ -36,12 +36,28 @@ class Tell(Protocol):
     def __call__(self, done: int, total: int) -> None: ...
 
 
+Numbered = Iterable[tuple[int, dict[str, Any]]]  # rows with their numbers in the user's file
+
+
 @dataclass
 class Canonical:
-    """What became of the file."""
+    """What became of the file; of findings about single rows the first hundred."""
 
     rows: int = 0
     findings: list[Finding] = field(default_factory=list)
+    more: int = 0
+
+    def find(self, finding: Finding) -> None:
+        """One more finding."""
+        if len(self.findings) < MAX_FINDINGS:
+            self.findings.append(finding)
+        else:
+            self.more += 1
+
+    def told(self) -> list[Finding]:
+        """All findings, the last one with how many more there are."""
+        more = [Finding(f"{self.more:,} more findings like these.", fatal=False)] if self.more else []
+        return self.findings + more
 
 
 def from_text(file: BinaryIO, kind: Glance, path: Path, tell: Tell) -> Canonical:
@@ -66,12 +82,35 @@ def from_text(file: BinaryIO, kind: Glance, path: Path, tell: Tell) -> Canonical
         )
     schema = pa.schema([pa.field(ROW, pa.int64()), *(pa.field(clean(f.name), f.type) for f in fields)])
     check_names([f.name for f in fields])
+    names = [f.name for f in fields]
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in batches(file, rows_from_start(file, kind)):
-            writer.write_batch(record_batch(batch, schema, [f.name for f in fields], casts))
+        for batch in batches(rows_from_start(file, kind), file.tell):
+            writer.write_batch(record_batch(batch, schema, names, casts))
             made.rows = check_count(made.rows + len(batch))
             tell(file.tell(), size)
     return made
+
+
+def write(path: Path, schema: pa.Schema, numbered: Numbered, made: Canonical) -> None:
+    """Rows of the schema's columns, which may hold bytes, into Parquet."""
+    names = schema.names[1:]
+    written = 0
+
+    def weighed() -> Iterator[tuple[int, dict[str, Any]]]:
+        nonlocal written
+        for number, row in numbered:
+            written += sum(len(value) for value in row.values() if value)
+            yield number, row
+
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts_of(schema)) as writer:
+        for batch in batches(weighed(), lambda: written):
+            writer.write_batch(record_batch(batch, schema, names, {}))
+            made.rows = check_count(made.rows + len(batch))
+
+
+def texts_of(schema: pa.Schema) -> list[str]:
+    """The columns in which values repeat."""
+    return [field.name for field in schema if pa.types.is_string(field.type)]
 
 
 def rows_from_start(file: BinaryIO, kind: Glance) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -96,17 +135,15 @@ def shapes_of(file: BinaryIO, kind: Glance, size: int, tell: Tell) -> dict[str, 
     return shapes
 
 
-def batches(
-    file: BinaryIO, numbered: Iterable[tuple[int, dict[str, Any]]]
-) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-    """Rows in lists of bounded count and bytes."""
+def batches(numbered: Numbered, place: Callable[[], int]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Rows in lists of bounded count and bytes; `place` says how many bytes were read so far."""
     batch: list[tuple[int, dict[str, Any]]] = []
     start = 0
     for numbered_row in numbered:
         batch.append(numbered_row)
-        if len(batch) >= BATCH_ROWS or file.tell() - start > BATCH_BYTES:
+        if len(batch) >= BATCH_ROWS or place() - start > BATCH_BYTES:
             yield batch
-            batch, start = [], file.tell()
+            batch, start = [], place()
     if batch:
         yield batch
 

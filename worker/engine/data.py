@@ -7,6 +7,7 @@ items' lengths, the seed and N.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import random
@@ -18,6 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from shared.errors import Refused
+from shared.formats import ROW
 from shared.recipe import Item, Learner, Recipe
 from shared.spec import LoraSpec, Spec
 from worker.engine.events import Events
@@ -32,12 +34,13 @@ NOT_ENCODED_WITH = set(LoraSpec.model_fields) - {"max_length"}  # knobs that lea
 class Rows(Sequence[dict[str, Any]]):
     """The usable rows of a Parquet file under the recipe's column names.
 
-    `numbers[i]` is the row's number in the file, from 1; `refused` holds (number, reason) of the rest.
+    `numbers[i]` is the row's number in the Parquet file, from 1; `refused` holds (number in the user's file,
+    reason) of the rest.
     """
 
     def __init__(self, path: Path, recipe: Recipe, columns: dict[str, str]) -> None:
         self.path = path
-        stored = set(pq.read_schema(path).names) & set(columns.values())
+        stored = set(pq.read_schema(path).names) & {*columns.values(), ROW}
         self.table = pq.read_table(path, columns=sorted(stored), memory_map=True)
         self.recipe, self.columns = recipe, columns
         self.chunk: tuple[int, list[dict[str, Any]]] = (-1, [])
@@ -47,7 +50,7 @@ class Rows(Sequence[dict[str, Any]]):
             try:
                 self.read(number)
             except Refused as wrong:
-                self.refused.append((number, wrong.message))
+                self.refused.append((self.in_file(number), wrong.message))
             else:
                 self.numbers.append(number)
 
@@ -56,6 +59,10 @@ class Rows(Sequence[dict[str, Any]]):
 
     def __getitem__(self, place: Any) -> Any:
         return self.read(self.numbers[place])
+
+    def in_file(self, number: int) -> int:
+        """The number in the user's file of row `number`; the two differ where the file had lines without a row."""
+        return self.table[ROW][number - 1].as_py() if ROW in self.table.column_names else number
 
     def part(self, places: Sequence[int], refused: Sequence[tuple[int, str]] = ()) -> Rows:
         """The rows at these places, as rows of their own."""
@@ -146,7 +153,7 @@ def enumerate_encoded(
             for item in recipe.encode(rows[place], learner):
                 yield place, item
         except Refused as wrong:
-            refused.append((rows.numbers[place], wrong.message))
+            refused.append((rows.in_file(rows.numbers[place]), wrong.message))
 
 
 def report(refused: list[tuple[int, str]], events: Events) -> None:
@@ -184,7 +191,7 @@ def code_of(recipe: Recipe) -> bytes:
     digest = hashlib.sha256()
     for module in sorted(Path(encode.__code__.co_filename).parents[2].glob("shared/learning/*.py")):
         digest.update(module.read_bytes())
-    digest.update(Path(type(recipe).encode.__code__.co_filename).read_bytes())
+    digest.update(Path(inspect.getfile(type(recipe))).read_bytes())
     return digest.digest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 
 from shared.formats import ROW
 from shared.recipe import Finding, Recipe, recipes
+from worker.engine import pictures, sounds
+from worker.engine.media import MEDIA
 
 PREVIEW = 50
 CELL = 2000  # characters of a text in the preview
@@ -83,23 +86,99 @@ class Statistics:
         return known
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """{"columns", "preview", "preview_rows"} of a canonical Parquet file."""
-    with pq.ParquetFile(path) as file:
-        gathered = [Statistics(field) for field in file.schema_arrow if field.name != ROW]
-        preview: list[dict[str, Any]] = []
-        for batch in file.iter_batches(ROWS_AT_ONCE):
-            if not preview:
-                preview = batch.slice(0, PREVIEW).to_pylist()
-            for statistics in gathered:
-                statistics.add(batch.column(statistics.name))
+class MediaStatistics:
+    """The same for pictures and sounds: how large they are, and how many of each size."""
+
+    def __init__(self, field: pa.Field) -> None:
+        self.name, self.suffix = field.name, suffix_of(field)
+        self.filled = 0
+        self.sizes: Counter[str] = Counter()
+        self.seconds: list[float] = []
+
+    def add(self, column: pa.Array) -> None:
+        """One more batch."""
+        for content in column.drop_null().to_pylist():
+            self.filled += 1
+            if self.suffix == "png":
+                width, height = pictures.size(content)
+                self.sizes[f"{width:,} × {height:,}"] += 1
+            else:
+                rate, seconds = sounds.facts(content)
+                self.sizes[f"{rate:,} Hz"] += 1
+                self.seconds.append(seconds)
+
+    def report(self) -> dict[str, Any]:
+        """As `shared.datasets` describes."""
+        known: dict[str, Any] = {
+            "name": self.name,
+            "type": "picture" if self.suffix == "png" else "sound",
+            "filled": self.filled,
+            "distinct": None,
+            "values": [],
+            "sizes": [{"value": size, "count": count} for size, count in self.sizes.most_common(TOP)],
+        }
+        if self.seconds:
+            low, high, mean = min(self.seconds), max(self.seconds), sum(self.seconds) / len(self.seconds)
+            known["seconds"] = [round(value, 2) for value in (low, mean, high)]
+        return known
+
+
+def describe(path: Path, folder: Path) -> dict[str, Any]:
+    """{"columns", "preview", "preview_rows"} of a canonical Parquet file; small pictures and sounds for the
+    preview go to `folder`.
+    """
+    schema = pq.read_schema(path)
+    gathered = [
+        (MediaStatistics if suffix_of(field) else Statistics)(field) for field in schema if field.name != ROW
+    ]
+    shown: list[dict[str, Any]] = []
+    for batch in batches(path):
+        if len(shown) < PREVIEW:
+            shown += batch.slice(0, PREVIEW - len(shown)).to_pylist()
+        for statistics in gathered:
+            statistics.add(batch.column(statistics.name))
+    media = {field.name: suffix for field in schema if (suffix := suffix_of(field))}
     return {
         "columns": [statistics.report() for statistics in gathered],
         "preview": [
-            {name: shortened(value, CELL) for name, value in row.items() if name != ROW} for row in preview
+            {
+                name: previewed(value, media[name], folder) if name in media else shortened(value, CELL)
+                for name, value in row.items()
+                if name != ROW
+            }
+            for row in shown
         ],
-        "preview_rows": [row[ROW] for row in preview],
+        "preview_rows": [row[ROW] for row in shown],
     }
+
+
+def batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows in batches that memory holds: none spans two of the file's row groups, which are bounded."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns)
+
+
+def suffix_of(field: pa.Field) -> str:
+    """«png» for a column of pictures, «wav» for one of sounds, else nothing."""
+    return (field.metadata or {}).get(MEDIA, b"").decode()
+
+
+def previewed(content: bytes | None, suffix: str, folder: Path) -> dict[str, Any] | None:
+    """{"media": the name of a small copy in `folder`, and how large the whole is}."""
+    if content is None:
+        return None
+    if suffix == "png":
+        small = pictures.preview(content)
+        facts: dict[str, Any] = dict(zip(("width", "height"), pictures.size(content), strict=True))
+    else:
+        small = sounds.preview(content)
+        rate, seconds = sounds.facts(content)
+        facts = {"rate": rate, "seconds": round(seconds, 2)}
+    name = f"{hashlib.sha256(small).hexdigest()[:32]}.{suffix}"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(small)
+    return {"media": name} | facts
 
 
 def fits(path: Path) -> dict[str, Any]:
@@ -126,9 +205,8 @@ def fit(path: Path, recipe: Recipe, columns: dict[str, str]) -> dict[str, Any]:
 
 def read(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """The rows one by one, these columns alone."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
-            yield from batch.to_pylist()
+    for batch in batches(path, columns):
+        yield from batch.to_pylist()
 
 
 def as_in_file(path: Path, findings: list[Finding]) -> list[Finding]:

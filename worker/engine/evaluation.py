@@ -21,11 +21,13 @@ SAMPLES = 4
 
 
 class HeldOut:
-    """The rows that are kept from training, and their items; at most 512 rows are read."""
+    """The rows that are kept from training, and their items; at most `most` rows are read."""
 
-    def __init__(self, rows: Sequence[dict[str, Any]], items: Items, held: list[int]) -> None:
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], items: Items, held: list[int], most: int = MOST_EVALUATED
+    ) -> None:
         usable = set(items.rows)
-        shown = spread([place for place in held if place in usable], MOST_EVALUATED)
+        shown = spread([place for place in held if place in usable], most)
         self.renumbered = {place: number for number, place in enumerate(shown)}
         self.rows = View(rows, shown)
         self.items = items
@@ -54,9 +56,14 @@ def evaluate(recipe: Recipe, learner: Learner, held: HeldOut, budget: int, seed:
     """The recipe's metrics. Draws nothing from the training's random numbers. Raises on undeclared ones."""
     with quiet(learner, seed):
         scores = recipe.evaluate(learner, held.rows, held.batches(recipe, learner, budget))
-    declared = {metric.name for metric in recipe.metrics}
-    if set(scores.metrics) != declared:
-        raise TypeError(f"«{recipe.name}» declares the metrics {declared} and reports {set(scores.metrics)}.")
+    return declared(recipe, scores)
+
+
+def declared(recipe: Recipe, scores: Scores) -> Scores:
+    """The scores in the order of the recipe's metrics. Raises TypeError where they are not those it declares."""
+    names = {metric.name for metric in recipe.metrics}
+    if set(scores.metrics) != names:
+        raise TypeError(f"«{recipe.name}» declares the metrics {names} and reports {set(scores.metrics)}.")
     return Scores(
         {metric.name: float(scores.metrics[metric.name]) for metric in recipe.metrics}, scores.detail
     )

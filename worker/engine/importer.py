@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shared import archives, formats
+from shared import archives, bundles, formats
+from shared.bundles import Bundle
 from shared.errors import Refused
 from shared.formats import HEAD, BadRow, Glance
-from worker.engine import base_model_import, canonical, described
+from worker.engine import base_model_import, bundled, canonical, described
 from worker.engine.attempt import DONE, Attempt
 from worker.engine.attempt import USER as USER_ERROR
 from worker.engine.events import Events
@@ -51,7 +53,7 @@ def import_dataset(attempt: Attempt, events: Events) -> None:
         events.stage("preparing", detail="reading the file")
         kind, made = convert(attempt.source, attempt.filename, attempt.folder, path, Progress(events))
         events.stage("preparing", detail="looking at the columns")
-        known = described.describe(path)
+        known = described.describe(path, attempt.artifacts / "preview")
         events.stage("preparing", detail="checking the rows")
         report = {
             "format": kind.format,
@@ -59,7 +61,7 @@ def import_dataset(attempt: Attempt, events: Events) -> None:
             "bytes": path.stat().st_size,
             "content_hash": sha256_of(path),
             **known,
-            "findings": [described.told(finding) for finding in made.findings],
+            "findings": [described.told(finding) for finding in made.told()],
             "fits": described.fits(path),
         }
     write_report(attempt, report)
@@ -71,23 +73,27 @@ def import_dataset(attempt: Attempt, events: Events) -> None:
 def convert(
     place: Path, name: str, folder: Path, path: Path, tell: canonical.Tell
 ) -> tuple[Glance, canonical.Canonical]:
-    """The file as Parquet at `path`; a zip of one file is unpacked into `folder` first. Raises Refused."""
+    """The file as Parquet at `path`, its kind first; a zip of one file is unpacked into `folder`. Raises Refused."""
     with place.open("rb") as file:
         head = file.read(HEAD)
         kind = formats.glance(head, name, whole=len(head) < HEAD)
         if kind.format == "zip":
-            return convert(*unpacked(file, folder), folder, path, tell)
+            bundle = bundles.look(archives.members(file, archives.MANY))
+            if bundle.kind != "file":
+                return Glance(bundle.kind), bundled.convert(file, bundle, folder, path, tell)
+            return convert(*unpacked(file, bundle, folder), folder, path, tell)
         if kind.format == "parquet":
             return kind, canonical.from_parquet(place, path, tell)
         return kind, canonical.from_text(file, kind, path, tell)
 
 
-def unpacked(file: BinaryIO, folder: Path) -> tuple[Path, str]:
+def unpacked(file: BinaryIO, bundle: Bundle, folder: Path) -> tuple[Path, str]:
     """The one file of a zip: (where it lies now, its name). Raises Refused, for a zip within it too."""
-    entry = archives.single(file)
-    archives.head_of(file, entry, HEAD)
+    entry = bundle.entries[0]
     place = folder / "unpacked"
-    archives.unpack(file, entry, place)
+    with zipfile.ZipFile(file) as archive:
+        archives.head_of(archive, entry, HEAD)
+        archives.unpack(archive, entry, place)
     return place, entry.filename
 
 

@@ -363,6 +363,7 @@ def card_facts(run: Run, metrics: dict[str, float]) -> dict[str, Any]:
     return run.attempt.card | {
         "title": run.recipe.title,
         "recipe": run.recipe.name,
+        "library": run.recipe.library,
         "step": run.progress.step,
         "epoch": run.progress.step / run.plan.per_epoch,
         "adapter": is_adapter(run.learner.model),
