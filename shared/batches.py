@@ -2,13 +2,11 @@
 
 A request, as the engine reads it, is {"row", "input", "sampling"} (and "custom_id" of a batch file); one
 that cannot be answered carries "error" {message, code, param} from the start. The engine writes
-{"row", "output"} or {"row", "error"} for each, in the same order; `write_results` makes of both the
-files that people download: OpenAI's output and error lines, or {"row", "input", "output"} for a dataset.
+{"row", "output"} or {"row", "error"} for each; `shared.answers` makes of both the files that people download.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -309,135 +307,3 @@ def row_request(
     except Refused as wrong:
         plain = {mine: row.get(theirs) for mine, theirs in mapping.items()}
         return {"input": plain, "error": {"message": wrong.message, "code": wrong.code, "param": wrong.param}}
-
-
-@dataclass
-class Counts:
-    """What became of a batch's requests."""
-
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-    def told(self) -> dict[str, Any]:
-        """As it stands in a batch's `request_counts` and `usage`."""
-        return {
-            "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
-            "usage": {
-                "input_tokens": self.input_tokens,
-                "output_tokens": self.output_tokens,
-                "total_tokens": self.input_tokens + self.output_tokens,
-            },
-        }
-
-
-@dataclass(frozen=True)
-class Teller:
-    """Writes the lines of one batch. `endpoint` is empty for a dataset's rows."""
-
-    job_id: str
-    model: str
-    endpoint: str
-    created: int
-
-    def line(self, request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-        """The line that a request and its answer make."""
-        if not self.endpoint:
-            told = (
-                answer if "output" in answer else {"error": answer.get("error") or answer["response_error"]}
-            )
-            return {"row": request["row"], "input": request["input"]} | {
-                k: v for k, v in told.items() if k != "row"
-            }
-        known = hashlib.sha256(f"{self.job_id}/{request['row']}".encode()).hexdigest()[:24]
-        line = {
-            "id": f"batch_req_{known}",
-            "custom_id": request["custom_id"],
-            "response": None,
-            "error": None,
-        }
-        if "response_error" in answer:
-            return line | {"error": answer["response_error"]}
-        if "error" in answer:
-            wrong = {"type": "invalid_request_error", "param": None, "code": None} | answer["error"]
-            status, body = 400, {"error": wrong}
-        else:
-            status, body = 200, self.body(known, answer["output"])
-        return line | {"response": {"status_code": status, "request_id": f"req_{known}", "body": body}}
-
-    def body(self, known: str, output: Any) -> dict[str, Any]:
-        """The answer as the endpoint gives it."""
-        return (
-            completion(known, self.created, self.model, output)
-            if self.endpoint == CHAT
-            else {"output": output}
-        )
-
-
-def completion(known: str, created: int, model: str, output: dict[str, Any]) -> dict[str, Any]:
-    """A chat.completion object of what the engine generated."""
-    read_tokens, written = output.get("prompt_tokens", 0), output.get("completion_tokens", 0)
-    message = {"role": "assistant", "content": output["content"], "refusal": None}
-    return {
-        "id": f"chatcmpl-{known}",
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": [
-            {
-                "index": 0,
-                "message": message,
-                "finish_reason": output.get("finish_reason", "stop"),
-                "logprobs": None,
-            }
-        ],
-        "usage": {
-            "prompt_tokens": read_tokens,
-            "completion_tokens": written,
-            "total_tokens": read_tokens + written,
-        },
-        "system_fingerprint": None,
-    }
-
-
-def write_results(requests: Path, predictions: Path, output: Path, errors: Path, teller: Teller) -> Counts:
-    """The files that people download, of requests and predictions in the same order.
-
-    Answers go to `output`; failed requests to `errors`, for a dataset's rows to `output` too. Requests
-    without a prediction were cancelled.
-    """
-    counts = Counts()
-    with output.open("w", encoding="utf-8") as good, errors.open("w", encoding="utf-8") as bad:
-        for request, answer in answered(requests, predictions):
-            counts.total += 1
-            failed = "output" not in answer
-            counts.failed += failed
-            counts.completed += not failed
-            if not failed and isinstance(answer["output"], dict):
-                counts.input_tokens += answer["output"].get("prompt_tokens", 0)
-                counts.output_tokens += answer["output"].get("completion_tokens", 0)
-            target = bad if failed and teller.endpoint else good
-            target.write(json.dumps(teller.line(request, answer), ensure_ascii=False) + "\n")
-    return counts
-
-
-def answered(requests: Path, predictions: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each request with its prediction; those that were not reached with the error that says so."""
-    cancelled = {"code": "batch_cancelled", "message": "The batch ended before this request was answered."}
-    told = iter(json_lines(predictions))
-    for request in json_lines(requests):
-        answer = next(told, None)
-        if answer is None:
-            answer = {"error": request["error"]} if "error" in request else {"response_error": cancelled}
-        yield request, answer
-
-
-def json_lines(path: Path) -> Iterable[dict[str, Any]]:
-    """The objects of a JSONL file of our own; nothing where there is no file."""
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield json.loads(line)

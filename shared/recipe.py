@@ -155,6 +155,7 @@ class Recipe:
     place: ClassVar[int] = 100  # where it stands in lists: smaller is earlier
     needs_reference: ClassVar[bool] = False  # `Learner.reference` is called in the loss
     library: ClassVar[str] = "transformers"  # loads its checkpoints
+    samples_with: ClassVar[tuple[str, ...]] = ()  # the names in `Sampling` that its `predict` reads
     needs_facts: ClassVar[bool] = False  # only a checkpoint of its own can answer, no plain base model
 
     @property

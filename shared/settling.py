@@ -56,10 +56,13 @@ def fail_what_it_makes(db: Session, job: Job) -> None:
 
 def give_up(db: Session, job: Job) -> None:
     """The checkpoints and files of a deleted job are no longer there for anybody; their bytes go later."""
-    files = select(Artifact.file_id).where(Artifact.job_id == job.id)
+    below = (
+        col(File.team_id) == job.team_id,
+        col(File.key).startswith(f"teams/{job.team_id}/jobs/{job.id}/", autoescape=True),
+    )
     own = (col(Checkpoint.job_id) == job.id, col(Checkpoint.deleted_at).is_(None))
     db.exec(update(Checkpoint).where(*own).values(deleted_at=job.deleted_at))
-    db.exec(update(File).where(col(File.id).in_(files)).values(deleted_at=job.deleted_at))
+    db.exec(update(File).where(*below).values(deleted_at=job.deleted_at))
 
 
 def waiting_for(db: Session, job: Job) -> Sequence[Job]:

@@ -42,6 +42,13 @@ def events(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return [event for event in told if kind in (None, event["type"])]
 
 
+def predictions(folder: Path) -> list[dict[str, Any]]:
+    """What an inference attempt has answered, in the order of the requests: {"place", "output" | "error"}."""
+    shards = sorted((folder / "artifacts" / "shards").glob("shard-*/answers.jsonl"))
+    found = [json.loads(line) for path in shards for line in path.read_text().splitlines()]
+    return sorted(found, key=lambda answer: answer["place"])
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Its checkpoints in the order of their steps."""
     return sorted((folder / "checkpoints").glob("step-*"))

@@ -11,7 +11,7 @@ from sqlmodel import Session, select
 from werkzeug.http import parse_range_header
 from werkzeug.wrappers import Response as Answer
 
-from shared import checkpoints, downloads, jobs, queue, storage
+from shared import checkpoints, downloads, jobs, queue, shards, storage
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.settings import settings
@@ -173,7 +173,8 @@ def everything(job_id: str) -> Answer:
     """Every checkpoint and every ready artifact of a job as one zip, streamed."""
     with transaction() as db:
         job = own(db, job_id)
-        made = db.exec(select(Artifact).where(Artifact.job_id == job.id, Artifact.state == Ready.READY)).all()
+        ready = select(Artifact).where(Artifact.job_id == job.id, Artifact.state == Ready.READY)
+        made = db.exec(ready.where(~shards.IS_SHARD)).all()
         stored = checkpoints.of(db, job.id)
         name = file_name(name_of(job))
         entries = [entry for row in stored for entry in entries_of(row, f"{name}/step-{row.step}")]

@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, render_template
 from sqlmodel import Session, col, select
 
-from shared import base_models, checkpoints, events, media, ranking, storage
+from shared import base_models, checkpoints, events, media, ranking, shards, storage
 from shared.db import transaction
 from shared.errors import NotFound
 from shared.recipe import Recipe, recipes, wire_name
@@ -246,7 +246,8 @@ def merged_of(db: Session, stored: Sequence[Checkpoint]) -> dict[str, Artifact]:
 
 def artifacts_of(db: Session, job: Job) -> Sequence[Artifact]:
     """What the job made besides checkpoints: metrics, predictions, a merged model."""
-    return db.exec(select(Artifact).where(Artifact.job_id == job.id).order_by(col(Artifact.id))).all()
+    made = select(Artifact).where(Artifact.job_id == job.id, ~shards.IS_SHARD)
+    return db.exec(made.order_by(col(Artifact.id))).all()
 
 
 def predictions(db: Session, job: Job) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlmodel import Session, select
 
-from shared import base_models, batches, checkpoints, datasets, leases, orders, storage
+from shared import base_models, batches, checkpoints, datasets, leases, orders, shards, storage
 from shared import recipe as recipes
 from shared.db import transaction
 from shared.errors import Refused
@@ -24,6 +24,7 @@ from shared.tables import (
     Ready,
     Team,
 )
+from worker.cache import remove
 
 if TYPE_CHECKING:
     from worker.machine import Machine
@@ -125,6 +126,7 @@ def inference(trip: "Trip") -> dict[str, Any]:
         write_requests(requests, rows)
     elif file is not None:
         read_batch(file, job.spec["endpoint"], trip.folder / "batch.jsonl", requests)
+    fetch_shards(trip)
     spec = trained.spec if trained else recipe.spec().model_dump(mode="json")
     return {"kind": "infer", "spec": spec, "requests": str(requests)} | weights(trip.machine, start)
 
@@ -151,6 +153,24 @@ def evaluation(trip: "Trip") -> dict[str, Any]:
         "valid": str(machine.cache.dataset(version)),
         "reference": known if "base_model" in known else None,
     } | weights(machine, start)
+
+
+def fetch_shards(trip: "Trip") -> None:
+    """What earlier attempts have answered; a shard that cannot be read is answered once more."""
+    with transaction() as db:
+        stored = shards.of(db, trip.job.id)
+    for shard in stored:
+        path = shards.place(trip.folder) / shard.form / shards.LINES
+        wanted = next((entry["sha256"] for entry in shard.manifest if entry["name"] == shards.LINES), "")
+        try:
+            if storage.get(f"{shard.prefix}{shards.LINES}", path) == wanted:
+                continue
+        except storage.Missing:
+            pass
+        log.error("The shard %s of %s cannot be read; it is answered again", shard.form, trip.job.id)
+        remove(path.parent)
+        with transaction() as db:
+            shards.forget(db, trip.lease_id, shard)
 
 
 def read_batch(file: File, endpoint: str, source: Path, requests: Path) -> None:

@@ -1,17 +1,22 @@
-"""Takes away the bytes of what was deleted. The rows say so first; the bytes may go any time later."""
+"""Takes away the bytes of what was deleted, and the shards of inference jobs that have ended."""
 
-from sqlalchemy import update
+from sqlalchemy import delete, update
 from sqlmodel import Session, col, select
 
-from shared import storage
+from shared import shards, storage
 from shared.db import transaction
 from shared.tables import Artifact, Checkpoint, Job
 
 AT_ONCE = 20  # jobs in one sweep
+SHARDS_AT_ONCE = 1000
 
 
 def tidy() -> int:
-    """Removes what deleted jobs have stored. Returns how many jobs it were. Raises storage.Away."""
+    """Removes what deleted jobs have stored. Returns how many jobs it were. Raises storage.Away.
+
+    The rows say first that something is deleted; its bytes may go any time later.
+    """
+    clear_shards()
     with transaction() as db:
         emptied = deleted_with_bytes(db)
     for job in emptied:
@@ -21,6 +26,16 @@ def tidy() -> int:
                 of_job = update(stored).where(col(stored.job_id) == job.id)
                 db.exec(of_job.values(manifest=[], bytes=0))
     return len(emptied)
+
+
+def clear_shards() -> None:
+    """The answers of ended jobs stand in their output files: their shards go. Raises storage.Away."""
+    with transaction() as db:
+        ended = shards.left_behind(db, SHARDS_AT_ONCE)
+    for shard in ended:
+        storage.delete(f"{shard.prefix}{shards.LINES}")
+    with transaction() as db:
+        db.exec(delete(Artifact).where(col(Artifact.id).in_([shard.id for shard in ended])))
 
 
 def deleted_with_bytes(db: Session) -> list[Job]:

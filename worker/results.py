@@ -4,14 +4,25 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlmodel import Session, select
 
-from shared import base_models, batches, checkpoints, datasets, events, media, storage
+from shared import (
+    answers,
+    base_models,
+    batches,
+    checkpoints,
+    datasets,
+    downloads,
+    events,
+    media,
+    shards,
+    storage,
+)
 from shared import recipe as recipes
 from shared.db import transaction
 from shared.errors import Refused
@@ -36,6 +47,7 @@ EVALUATED = (  # of an evaluation's report, what its job keeps
     "best",
     "seconds",
 )
+MOST_ZIP_BYTES = 2**40
 
 
 @dataclass
@@ -139,10 +151,9 @@ def metrics_csv(curves: dict[str, dict[str, list]], metrics: list[str]) -> str:
 
 def predicted(trip: "Trip") -> Result:
     """The answers, and the errors of a batch file, as files to download; of a cancelled job those so far."""
-    job, folder = trip.job, trip.folder
-    output, errors = folder / "output.jsonl", folder / "errors.jsonl"
-    predictions = folder / "artifacts" / "predictions.jsonl"
-    counts = batches.write_results(folder / REQUESTS, predictions, output, errors, teller(job))
+    job, folder, pieces = trip.job, trip.folder, answers.Pieces()
+    output, errors, where = folder / "output.jsonl", folder / "errors.jsonl", shards.place(folder)
+    counts = answers.write_results(folder / REQUESTS, where, output, errors, teller(job), pieces)
     rows: list[tuple[File, Artifact]] = []
     for form, path, wanted in (
         ("predictions", output, counts.completed or not job.file_id),
@@ -151,8 +162,12 @@ def predicted(trip: "Trip") -> Result:
         if wanted:
             artifact = Artifact(id=new_id("artifact-"), team_id=job.team_id, job_id=job.id, form=form)
             rows.append(stored_file(job, artifact, path, f"{job.id}_{form}.jsonl", "batch_output"))
+    made = piece_files(job, pieces)
+    if made:
+        rows.append(zip_of(job, pieces, made))
 
     def record(db: Session) -> dict[str, Any]:
+        db.add_all(File(**file.model_dump()) for file in made.values())
         add_files(db, rows)
         told = counts.told()
         return {"scores": {"requests": told["request_counts"], "usage": told["usage"]}}
@@ -160,7 +175,57 @@ def predicted(trip: "Trip") -> Result:
     return Result(record)
 
 
-def teller(job: Job) -> batches.Teller:
+def piece_files(job: Job, pieces: answers.Pieces) -> dict[str, File]:
+    """{media name: its file} of every picture and sound, which lie where their shard was stored."""
+    if not pieces.ids:
+        return {}
+    with transaction() as db:
+        stored = shards.of(db, job.id)
+    names = {
+        media_name: name for name, media_name in reversed(pieces.rows)
+    }  # after the first row that has it
+    return {
+        entry["name"]: File(
+            id=pieces.ids[entry["name"]],
+            team_id=job.team_id,
+            purpose="batch_output",
+            filename=names[entry["name"]],
+            bytes=entry["bytes"],
+            sha256=entry["sha256"],
+            key=f"{shard.prefix}{entry['name']}",
+            status="processed",
+        )
+        for shard in stored
+        for entry in shard.manifest
+        if entry["name"] in pieces.ids
+    }
+
+
+def zip_of(job: Job, pieces: answers.Pieces, made: dict[str, File]) -> tuple[File, Artifact]:
+    """All pictures and sounds, named by their row, as one stored zip; it flows from the store to the store."""
+    artifact = Artifact(id=new_id("artifact-"), team_id=job.team_id, job_id=job.id, form="media")
+    filename, prefix = f"{job.id}_media.zip", artifact_prefix(job, artifact.id)
+    entries = [(name, made[media_name].key) for name, media_name in pieces.rows]
+    size, sha256 = storage.put_stream(prefix + filename, Pieced(downloads.zipped(entries)), MOST_ZIP_BYTES)
+    return file_of(job, artifact, filename, "batch_output", size, sha256)
+
+
+class Pieced:
+    """Pieces of bytes as a stream that can be read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self.pieces, self.held = pieces, bytearray()
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+        while len(self.held) < size and (piece := next(self.pieces, None)) is not None:
+            self.held += piece
+        taken = bytes(self.held[:size])
+        del self.held[:size]
+        return taken
+
+
+def teller(job: Job) -> answers.Teller:
     """Who writes the answers' lines: OpenAI's for a batch file, plain ones for a dataset's rows."""
     with transaction() as db:
         found = base_models.find(db, job.team_id, job.checkpoint_id or job.base_model_id or "")
@@ -168,7 +233,7 @@ def teller(job: Job) -> batches.Teller:
         if checkpoint := found.checkpoint:
             trained, team = db.get_one(Job, checkpoint.job_id), db.get_one(Team, job.team_id)
             model = base_models.name_of(checkpoint, trained, team)
-    return batches.Teller(job.id, model, job.spec["endpoint"] if job.file_id else "", int(time.time()))
+    return answers.Teller(job.id, model, job.spec["endpoint"] if job.file_id else "", int(time.time()))
 
 
 def evaluated(trip: "Trip") -> Result:
@@ -250,9 +315,15 @@ def stored_file(
     job: Job, artifact: Artifact, path: Path, filename: str, purpose: str
 ) -> tuple[File, Artifact]:
     """Stores an artifact of one file, with a row for the API. The rows are not in the database yet."""
+    storage.put(artifact_prefix(job, artifact.id) + filename, path)
+    return file_of(job, artifact, filename, purpose, path.stat().st_size, storage.sha256_of(path))
+
+
+def file_of(
+    job: Job, artifact: Artifact, filename: str, purpose: str, size: int, sha256: str
+) -> tuple[File, Artifact]:
+    """The rows of an artifact of one stored file."""
     prefix = artifact_prefix(job, artifact.id)
-    size, sha256 = path.stat().st_size, storage.sha256_of(path)
-    storage.put(prefix + filename, path)
     file = File(
         id=new_id("file-"),
         team_id=job.team_id,

@@ -41,6 +41,7 @@ OUT_OF_CONTACT_SECONDS = 900.0  # without the database, then the trainer is stop
 SILENT_SECONDS = {Kind.TRAIN: 600.0}
 SILENT_OTHERWISE = 1800.0
 OUTPUT_LINES = 200
+TOLD_BY_A_STAGE = ("detail", "done", "total", "rows_per_second", "tokens_per_second", "eta_seconds")
 
 
 class LeaseLost(Exception):
@@ -272,6 +273,8 @@ def store_events(trip: Trip) -> bool:
     for event in fresh:
         if event["type"] == EventType.CHECKPOINT:
             trip.store.add(event)
+        elif event["type"] == EventType.SHARD:
+            trip.store.add_shard(event)
         elif event["type"] == EventType.SAMPLE:
             trip.store.add_media(event)
     return bool(fresh)
@@ -284,10 +287,8 @@ def notice(trip: Trip, event: dict[str, Any]) -> None:
     trip.longest_silence, trip.heard_at = max(trip.longest_silence, moment - trip.heard_at), moment
     if event["type"] == EventType.STAGE and data.get("stage"):
         trip.stage = str(data["stage"])[:100]
-        told = {k: data[k] for k in ("detail", "done", "total") if k in data}
-        trip.progress = {
-            k: v for k, v in trip.progress.items() if k not in ("detail", "done", "total")
-        } | told
+        kept = {k: v for k, v in trip.progress.items() if k not in ("detail", "done", "total")}
+        trip.progress = kept | {k: data[k] for k in TOLD_BY_A_STAGE if k in data}
     elif event["type"] == EventType.STEP:
         trip.progress = trip.progress | data | {"step": event["step"]}
     elif event["type"] == EventType.ERROR:

@@ -1,5 +1,5 @@
-"""Checkpoints, and the pictures and sounds of samples, on their way to the store while training goes on.
-Files first, then the row that makes a checkpoint exist.
+"""Checkpoints, shards of answers, and the pictures and sounds of samples, on their way to the store while
+the trainer goes on. Files first, then the row that makes a checkpoint or a shard exist.
 """
 
 import logging
@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from shared import checkpoints, media, storage
+from shared import checkpoints, media, shards, storage
 from shared.db import transaction
 from shared.tables import Attempt, Job
 from worker.cache import remove
@@ -22,7 +22,7 @@ LONGEST_PAUSE = 15.0
 
 
 class Store:
-    """One attempt's checkpoints, stored in their order by one thread."""
+    """What one attempt has finished, stored in its order by one thread."""
 
     def __init__(self, job: Job, attempt: Attempt, folder: Path) -> None:
         self.job, self.attempt, self.folder = job, attempt, folder
@@ -35,6 +35,12 @@ class Store:
     def add(self, event: dict[str, Any]) -> None:
         """A checkpoint that the trainer has finished writing."""
         self._pending.append(self._pool.submit(self._keep, event))
+
+    def add_shard(self, event: dict[str, Any]) -> None:
+        """A shard that the trainer has finished writing."""
+        name = str(event["data"].get("name"))
+        if shards.NAME.fullmatch(name):
+            self._pending.append(self._pool.submit(self._keep_shard, name))
 
     def add_media(self, event: dict[str, Any]) -> None:
         """The pictures and sounds that a sample event names."""
@@ -73,9 +79,19 @@ class Store:
         if key and place.is_file():
             self._persist(lambda: storage.put(key, place))
 
+    def _keep_shard(self, name: str) -> None:
+        prefix = shards.prefix(self.job, self.attempt.number, self.attempt.lease_id, name)
+        place = shards.place(self.folder) / name
+        manifest = self._persist(lambda: storage.put_folder(prefix, place))
+        self._persist(lambda: self._record_shard(name, prefix, manifest))
+
     def _record(self, row: dict[str, Any]) -> None:
         with transaction() as db:
             self.lease_lost = checkpoints.record(db, self.attempt.lease_id, **row) is None
+
+    def _record_shard(self, name: str, prefix: str, manifest: list[dict[str, Any]]) -> None:
+        with transaction() as db:
+            self.lease_lost = shards.record(db, self.attempt.lease_id, name, prefix, manifest) is None
 
     def _persist(self, action: Callable[[], Any]) -> Any:
         """Does it, again and again while store or database are away."""

@@ -41,6 +41,7 @@ class Generator(Recipe):
     library = "diffusers"
     default_base_model = "scratch/dit-tiny"
     needs_facts = True
+    samples_with = ("seed", "guidance")
 
     # What a recipe adds.
     @abstractmethod
@@ -296,7 +297,8 @@ class Generator(Recipe):
 
     def predict(self, learner: Learner, items: list[Item], sampling: list[Sampling]) -> list[Any]:
         """A file for each item."""
-        ways = [way.guidance or learner.spec.guidance for way in sampling]
+        own = learner.spec.guidance
+        ways = [own if way.guidance is None else way.guidance for way in sampling]
         seeds = [
             way.seed or 0 if item["seed"] is None else item["seed"]
             for item, way in zip(items, sampling, strict=True)

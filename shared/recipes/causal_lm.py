@@ -66,6 +66,7 @@ class CausalLM(Recipe):
     head = "causal_lm"
     default_base_model = "scratch/gpt-tiny"
     place = 50
+    samples_with = ("max_tokens", "temperature", "top_p", "top_k", "beams", "seed", "stop")
 
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
         """A text column by its usual names."""

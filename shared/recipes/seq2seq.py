@@ -114,6 +114,7 @@ class Seq2Seq(Recipe):
     head = "seq2seq"
     default_base_model = "scratch/t5-tiny"
     place = 40
+    samples_with = ("max_tokens", "temperature", "top_p", "top_k", "beams", "seed", "stop")
 
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
         """Sources and targets by their usual names, or an object with a text in each of two languages."""

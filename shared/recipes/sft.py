@@ -96,6 +96,7 @@ class SFT(Recipe):
     head = "causal_lm"
     default_base_model = "smollm2-135m-instruct"
     place = 10
+    samples_with = ("max_tokens", "temperature", "top_p", "top_k", "beams", "seed", "stop")
 
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
         """Conversations (OpenAI, ShareGPT), prompt and completion, Alpaca, Dolly, question and answer."""

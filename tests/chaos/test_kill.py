@@ -1,5 +1,6 @@
 """Real processes, killed for real: web, worker, beat, zygote and trainer as they run in production."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,12 +12,24 @@ import pytest
 import redis
 from sqlmodel import col, select
 
-from shared import checkpoints, events, jobs, queue, schedules
+from shared import checkpoints, events, jobs, queue, schedules, shards, storage
 from shared.db import transaction
 from shared.jobs import Order
 from shared.settings import settings
 from shared.stack import beat_command
-from shared.tables import Attempt, Event, EventType, Job, Outcome, RunOutcome, State, Transition
+from shared.tables import (
+    Artifact,
+    Attempt,
+    Event,
+    EventType,
+    File,
+    Job,
+    Kind,
+    Outcome,
+    RunOutcome,
+    State,
+    Transition,
+)
 from tests.factories import a_base_model, a_dataset, a_team, tiny_causal_lm
 from tests.services import until
 
@@ -129,6 +142,57 @@ def test_a_job_survives_kill_9_of_its_worker(live, model):
     assert reached - last.start_step <= interval * (2 if on_its_way else 1)
     assert again(job).attempts == 1  # what the machine did is not charged
     assert time.monotonic() - killed < 120
+
+
+def test_an_inference_survives_kill_9_and_asks_nothing_twice(live, model):
+    rows = [{"messages": [{"role": "user", "content": f"Say {n}. " + "x" * (n % 40)}]} for n in range(2000)]
+    with transaction() as db:
+        team = a_team(db, f"chaos {time.monotonic_ns()}")
+        order = Order(
+            team_id=team.id,
+            kind=Kind.INFER,
+            model=model,
+            dataset_version_id=a_dataset(db, team, rows).id,
+            hyperparameters={"max_tokens": 24},
+        )
+        job = jobs.submit(db, order)
+    queue.wake(job.slot)
+    until(lambda: len(stored_shards(job)) >= 2, 120, "two shards")
+    live.kill_worker()
+    kept = {place: answer for shard in stored_shards(job) for place, answer in answers_in(shard).items()}
+    assert 0 < len(kept) < len(rows)
+    live.begin("worker")
+    assert ends(job).state == State.SUCCEEDED
+    first, *_, last = attempts(job)
+    assert (first.outcome, last.outcome) == (Outcome.LOST, Outcome.SUCCEEDED)
+    assert shards_told(last) == len(rows) - len(kept), "what a stored shard answers is not asked again"
+    with transaction() as db:
+        made = db.exec(
+            select(Artifact).where(Artifact.job_id == job.id, Artifact.form == "predictions")
+        ).one()
+        lines = [json.loads(one) for one in storage.read(db.get_one(File, made.file_id).key).splitlines()]
+    assert [line["input"]["messages"] for line in lines] == [row["messages"] for row in rows]
+    assert all("output" in line for line in lines)
+    assert {place: lines[place]["output"] for place in kept} == kept
+    until(lambda: not stored_shards(job), 10, "the shards are gone")
+
+
+def stored_shards(job):
+    with transaction() as db:
+        return shards.of(db, job.id)
+
+
+def answers_in(shard):
+    """{place of the request: its output}."""
+    lines = storage.read(f"{shard.prefix}{shards.LINES}").splitlines()
+    return {told["place"]: told["output"] for told in map(json.loads, lines)}
+
+
+def shards_told(attempt):
+    """How many answers that attempt has finished."""
+    with transaction() as db:
+        told = select(Event).where(Event.lease_id == attempt.lease_id, Event.type == EventType.SHARD)
+        return sum(event.data["answers"] for event in db.exec(told))
 
 
 def test_a_drained_worker_gives_its_job_back_and_another_goes_on(live, model):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import pytest
 from sqlmodel import col, select
@@ -300,7 +301,7 @@ def answers(job_id):
     """{form: the lines of that artifact}."""
     with transaction() as db:
         made = db.exec(select(Artifact).where(Artifact.job_id == job_id)).all()
-        keys = {artifact.form: db.get_one(File, artifact.file_id).key for artifact in made}
+        keys = {one.form: db.get_one(File, one.file_id).key for one in made if one.file_id}
     return {form: [json.loads(line) for line in storage.read(key).splitlines()] for form, key in keys.items()}
 
 
@@ -321,6 +322,113 @@ def test_a_checkpoint_answers_the_rows_of_a_dataset(team, trained, machine):
     lines = answers(job.id)["predictions"]
     assert len(lines) == 12
     assert set(lines[0]) == {"row", "input", "output"}
+
+
+def questions(team, trained, count, **knobs):
+    """A job that asks that many questions."""
+    rows = [{"messages": [{"role": "user", "content": f"What is {n}?"}]} for n in range(count)]
+    with transaction() as db:
+        order = Order(
+            team_id=team.id,
+            kind=Kind.INFER,
+            model=trained.best_checkpoint_id,
+            dataset_version_id=a_dataset(db, team, rows).id,
+            columns={"messages": "messages"},
+            hyperparameters=knobs,
+        )
+        return jobs.submit(db, order)
+
+
+def a_shard(job, number, lines, **media):
+    """A shard as an attempt before has stored it."""
+    prefix = f"teams/{job.team_id}/jobs/{job.id}/1-before/shard-{number:06d}/"
+    files = {"answers.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode()} | media
+    for name, data in files.items():
+        storage.put_bytes(prefix + name, data)
+    manifest = [
+        {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in files.items()
+    ]
+    with transaction() as db:
+        db.add(
+            Artifact(
+                team_id=job.team_id,
+                job_id=job.id,
+                form=f"shard-{number:06d}",
+                state=Ready.READY,
+                prefix=prefix,
+                manifest=manifest,
+                bytes=1,
+            )
+        )
+    return prefix
+
+
+def told(said):
+    return {"content": said, "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
+
+
+def test_what_shards_answer_is_not_answered_again(team, trained, machine):
+    job = questions(team, trained, 6, max_tokens=3)
+    kept = a_shard(job, 1, [{"place": 4, "output": told("four")}, {"place": 1, "output": told("one")}])
+    broken = a_shard(job, 2, [{"place": 2, "output": told("two")}])
+    storage.put_bytes(f"{broken}answers.jsonl", b"something else")
+    machine.look(Slot.COMPUTE)
+    assert again(job.id).state == State.SUCCEEDED, again(job.id).reason
+    lines = answers(job.id)["predictions"]
+    assert [line["input"]["messages"][0]["content"] for line in lines] == [f"What is {n}?" for n in range(6)]
+    said = [line["output"]["content"] for line in lines]
+    assert (said[4], said[1]) == ("four", "one")
+    assert said[2] != "two"
+    janitor.tidy()
+    assert not storage.exists(f"{kept}answers.jsonl")
+    with transaction() as db:
+        forms = db.exec(select(Artifact.form).where(Artifact.job_id == job.id)).all()
+    assert forms == ["predictions"]
+
+
+def test_pictures_are_files_and_one_zip_named_by_row(team, trained, machine):
+    job = questions(team, trained, 3)
+    red, blue = f"{'a' * 32}.png", f"{'b' * 32}.png"
+    lines = [{"place": 0, "output": {"media": blue}}, {"place": 2, "output": {"media": red}}]
+    a_shard(job, 1, lines, **{red: b"red", blue: b"blue"})
+    a_shard(job, 2, [{"place": 1, "error": {"message": "No."}}])
+    machine.look(Slot.COMPUTE)
+    with transaction() as db:
+        made = db.exec(select(Artifact).where(Artifact.job_id == job.id)).all()
+        files = {artifact.form: db.get_one(File, artifact.file_id) for artifact in made if artifact.file_id}
+    lines = [json.loads(line) for line in storage.read(files["predictions"].key).splitlines()]
+    assert lines[1]["error"] == {"message": "No."}
+    with transaction() as db:
+        pictures = [db.get_one(File, lines[n]["output"]["file_id"]) for n in (0, 2)]
+    assert [storage.read(file.key) for file in pictures] == [b"blue", b"red"]
+    assert [file.filename for file in pictures] == ["1.png", "3.png"]
+    with zipfile.ZipFile(io.BytesIO(storage.read(files["media"].key))) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            "1.png": b"blue",
+            "3.png": b"red",
+        }
+    janitor.tidy()
+    assert [storage.read(file.key) for file in pictures] == [b"blue", b"red"], "they outlive their shard"
+    with transaction() as db:
+        jobs.delete(db, again(job.id), "somebody")
+        assert all(db.get_one(File, file.id).deleted_at for file in pictures)
+
+
+def test_a_cancelled_inference_keeps_its_answers_so_far(team, trained, machine):
+    job = questions(team, trained, 4000, max_tokens=32)
+    thread = in_background(machine)
+    until(lambda: again(job.id).progress.get("rows_per_second"), what="answers")
+    with transaction() as db:
+        jobs.cancel(db, job, "somebody")
+    thread.join(60)
+    job = again(job.id)
+    assert job.state == State.CANCELLED
+    lines = answers(job.id)["predictions"]
+    reached = [line for line in lines if "output" in line]
+    assert len(lines) == 4000
+    assert 0 < len(reached) == job.scores["requests"]["completed"] < 4000
+    assert lines[-1]["error"]["code"] == "batch_cancelled" or lines[0]["error"]["code"] == "batch_cancelled"
 
 
 def batch(team, trained, lines):

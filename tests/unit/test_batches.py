@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shared import batches
-from shared.batches import CHAT, PREDICTIONS, BadBatch, Teller
+from shared import answers, batches, shards
+from shared.answers import Teller
+from shared.batches import CHAT, PREDICTIONS, BadBatch
 from shared.errors import Refused
 from shared.formats import ROW
 from shared.recipe import get
@@ -160,21 +161,27 @@ def test_the_first_model_is_found_behind_broken_lines():
 
 
 def written(
-    folder: Path, requests: list, predictions: list, teller: Teller
-) -> tuple[list, list, batches.Counts]:
-    paths = [folder / name for name in ("requests", "predictions", "output", "errors")]
-    for path, lines in zip(paths, (requests, predictions), strict=False):
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    counts = batches.write_results(*paths, teller)
-    output, errors = ([json.loads(line) for line in path.read_text().splitlines()] for path in paths[2:])
-    return output, errors, counts
+    folder: Path, requests: list, predictions: list, teller: Teller, pieces: answers.Pieces | None = None
+) -> tuple[list, list, answers.Counts]:
+    """What is made of predictions [{place, output | error}], each in a shard of its own, the last one first."""
+    asked, output, errors = (folder / name for name in ("requests", "output", "errors"))
+    asked.write_text("".join(json.dumps(line) + "\n" for line in requests))
+    for number, line in enumerate(reversed(predictions), 1):
+        shard = folder / "shards" / f"shard-{number:06d}"
+        shard.mkdir(parents=True, exist_ok=True)
+        (shard / shards.LINES).write_text(json.dumps(line) + "\n")
+    counts = answers.write_results(
+        asked, folder / "shards", output, errors, teller, pieces or answers.Pieces()
+    )
+    told = [[json.loads(line) for line in path.read_text().splitlines()] for path in (output, errors)]
+    return told[0], told[1], counts
 
 
 def test_answers_are_chat_completions_and_failures_go_to_the_error_file(tmp_path: Path):
     requests = [{"row": n, "custom_id": f"r{n}", "input": {}} for n in (1, 2, 3)]
     answer = {"content": "Hello.", "finish_reason": "length", "prompt_tokens": 4, "completion_tokens": 3}
     wrong = {"message": "too long", "code": "context_length_exceeded", "param": "messages"}
-    predictions = [{"row": 1, "output": answer}, {"row": 2, "error": wrong}]
+    predictions = [{"place": 0, "output": answer}, {"place": 1, "error": wrong}]
     output, errors, counts = written(tmp_path, requests, predictions, TELLER)
     known = output[0]["id"].removeprefix("batch_req_")
     assert output == [
@@ -216,7 +223,7 @@ def test_answers_are_chat_completions_and_failures_go_to_the_error_file(tmp_path
 def test_written_twice_the_files_are_the_same(tmp_path: Path):
     requests, predictions = (
         [{"row": 1, "custom_id": "a", "input": {}}],
-        [{"row": 1, "output": {"label": "x"}}],
+        [{"place": 0, "output": {"label": "x"}}],
     )
     teller = Teller("batch_1", "m", PREDICTIONS, 1)
     first = written(tmp_path, requests, predictions, teller)
@@ -226,12 +233,32 @@ def test_written_twice_the_files_are_the_same(tmp_path: Path):
 
 def test_the_answers_to_a_dataset_stand_beside_its_rows(tmp_path: Path):
     requests = [{"row": n, "input": {"text": "x"}} for n in (2, 3, 4)]
-    predictions = [{"row": 2, "output": {"label": "a"}}, {"row": 3, "error": {"message": "no"}}]
+    predictions = [{"place": 0, "output": {"label": "a"}}, {"place": 1, "error": {"message": "no"}}]
     output, errors, _ = written(tmp_path, requests, predictions, Teller("batch_1", "m", "", 1))
     assert not errors
     assert output[0] == {"row": 2, "input": {"text": "x"}, "output": {"label": "a"}}
     assert output[1] == {"row": 3, "input": {"text": "x"}, "error": {"message": "no"}}
     assert output[2]["error"]["code"] == "batch_cancelled"
+
+
+def test_pictures_become_files_and_are_named_by_their_rows(tmp_path: Path):
+    requests = [{"row": n, "input": {"label": "7"}} for n in (2, 3, 4)]
+    red, blue = f"{'a' * 32}.png", f"{'b' * 32}.png"
+    predictions: list[dict[str, Any]] = [
+        {"place": 0, "output": {"media": red}},
+        {
+            "place": 1,
+            "output": {"label": "x", "scores": {"media": 0.5}, "seen": [{"media": blue}, {"media": red}]},
+        },
+        {"place": 2, "output": {"media": "../../etc/passwd"}},
+    ]
+    pieces = answers.Pieces()
+    output, _, _ = written(tmp_path, requests, predictions, Teller("batch_1", "m", "", 1), pieces)
+    known = {name: {"file_id": file_id} for name, file_id in pieces.ids.items()}
+    assert output[0]["output"] == known[red]
+    assert output[1]["output"] == {"label": "x", "scores": {"media": 0.5}, "seen": [known[blue], known[red]]}
+    assert output[2]["output"] == {"media": "../../etc/passwd"}
+    assert pieces.rows == [("2.png", red), ("3.png", blue), ("3-2.png", red)]
 
 
 def dataset(folder: Path, **columns: list) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from shared.recipe import Loss, get
 from shared.spec import Spec
-from tests.attempts import TINY, checkpoints, events, parquet, run_here, tensors, write_attempt
+from tests.attempts import TINY, checkpoints, events, parquet, predictions, run_here, tensors, write_attempt
 from worker.engine.data import Plan, portions
 
 TOPICS = ["rain", "snow", "sun", "wind", "fog"]
@@ -216,10 +216,8 @@ def test_a_classifier_stands_on_any_base_and_answers_as_it_was_judged(tmp_path: 
         tmp_path / "asked", kind="infer", recipe="classification", requests=requests, **weights
     )
     assert run_here(asked) == 0, events(asked, "error")
-    told = (asked / "artifacts" / "predictions.jsonl").read_text().splitlines()
-    right = sum(
-        json.loads(line)["output"]["label"] == row["label"] for line, row in zip(told, rows, strict=False)
-    )
+    told = zip(predictions(asked), rows, strict=False)
+    right = sum(answer["output"]["label"] == row["label"] for answer, row in told)
     accuracy = events(folder, "eval")[-1]["data"]["metrics"]["accuracy"]
     assert right / 10 == pytest.approx(accuracy)
     assert accuracy > 0.7

@@ -14,7 +14,7 @@ import pytest
 from shared import presets
 from shared.recipe import Recipe, Sampling, get, recipes, wire_name
 from shared.spec import resolve
-from tests.attempts import TINY, checkpoints, events, parquet, run_here, tensors, write_attempt
+from tests.attempts import TINY, checkpoints, events, parquet, predictions, run_here, tensors, write_attempt
 from worker.zygote import Zygote
 
 EVERY = pytest.mark.parametrize("recipe", recipes().values(), ids=lambda recipe: recipe.name)
@@ -173,13 +173,7 @@ def test_its_checkpoint_answers(recipe: Recipe, fields: dict[str, Any], tmp_path
     }
     folder = write_attempt(tmp_path / "answers", **given)
     assert run_here(folder) == 0, events(folder, "error")
-    path = folder / "artifacts" / "predictions.jsonl"
-    lines = path.read_text().splitlines()
-    answers = [json.loads(line) for line in lines]
-    assert [one["row"] for one in answers] == [one["row"] for one in requests] + [99]
-    assert all(one["output"] for one in answers[:-1])
-    assert answers[-1]["error"]["message"].endswith(".")
-
-    path.write_text("\n".join(lines[:3]) + '\n{"row": 3, "outp')
-    assert run_here(folder) == 0
-    assert path.read_text().splitlines() == lines, "an interrupted inference goes on where it stopped"
+    told = predictions(folder)
+    assert [one["place"] for one in told] == list(range(len(requests) + 1))
+    assert all(one["output"] for one in told[:-1])
+    assert told[-1]["error"]["message"].endswith(".")

@@ -47,9 +47,14 @@
       const bar = document.getElementById("live-bar");
       if (bar) [bar.max, bar.value] = [data.total_steps, step];
     }
-    const ends = new Date(Date.now() + 1000 * (data.eta_seconds ?? 0));
+    put("live-eta", left(data));
+  }
+
+  function left({ eta_seconds: seconds }) {
+    if (!seconds) return "";
+    const ends = new Date(Date.now() + 1000 * seconds);
     const clock = ends.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit" });
-    put("live-eta", data.eta_seconds ? ` · ${span(data.eta_seconds)} left (${clock})` : "");
+    return ` · ${span(seconds)} left (${clock})`;
   }
 
   // Reading, answering, packaging: so many of so many.
@@ -58,6 +63,9 @@
     if (page().dataset.kind === "train" || !data.total || !bar) return false;
     [bar.max, bar.value] = [data.total, data.done ?? 0];
     put("live-step", `${whole(data.done ?? 0)} of ${whole(data.total)}`);
+    const pace = data.rows_per_second ? ` · ${figure(data.rows_per_second)} rows/s` : "";
+    const tokens = data.tokens_per_second ? ` · ${whole(data.tokens_per_second)} tokens/s` : "";
+    put("live-eta", pace + tokens + left(data));
     return (data.done ?? 0) > 0;
   }
 

@@ -71,7 +71,7 @@ def do(attempt: Attempt, events: Events, stop: Stop, forked: Callable[[], None])
     if attempt.kind == "infer":
         from worker.engine.infer import infer
 
-        return infer(attempt, events)
+        return infer(attempt, events, stop)
     if attempt.kind == "evaluate":
         from worker.engine.evaluate import evaluate
 

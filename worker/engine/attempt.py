@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -104,6 +106,15 @@ class Stop:
         """Take the signal over; call it in the main thread."""
         signal.signal(signal.SIGTERM, self.heard)
         return self
+
+    @contextmanager
+    def later(self) -> Generator[None]:
+        """A stop that is asked for inside waits for the end of the block."""
+        self.patient = True
+        yield
+        self.patient = False
+        if self.requested:
+            sys.exit(STOPPED)
 
     def heard(self, *_: Any) -> None:
         """The signal's handler."""

@@ -1,9 +1,11 @@
-"""Answers to requests: in batches of like length, written in the order they came, resumable."""
+"""Answers to requests: many of like length together, kept in shards, never asked twice."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +14,79 @@ import torch
 from shared.errors import Refused
 from shared.recipe import Item, Learner, Recipe, Sampling
 from worker.engine import weights
-from worker.engine.attempt import DONE, Attempt
-from worker.engine.evaluation import kept
-from worker.engine.events import Events, drop_half_line
+from worker.engine.attempt import DONE, Attempt, Stop
+from worker.engine.events import Events
+from worker.engine.shards import Shards
 
-WINDOW = 256  # requests read, sorted and answered together
+WINDOW = 4096  # requests that are read and sorted by length together
 AT_ONCE = {"cpu": 16, "cuda": 128}  # in one batch
 BUDGET = {"cpu": 4096, "cuda": 65_536}  # tokens in one batch
+PAUSE = 1.0  # seconds between two words on how far it is
+
+Answer = dict[str, Any]  # {"place", "output"} or {"place", "error"}
 
 
-def infer(attempt: Attempt, events: Events) -> int:
-    """Answer every request in `attempt.requests` into artifacts/predictions.jsonl. Returns the exit code.
+@dataclass
+class Asked:
+    """A request that can be answered. `cost`: tokens that it reads and may write."""
 
-    Goes on after the last whole line of an earlier attempt in the same folder. A request that cannot
-    be answered gets its error; the others go on.
+    place: int
+    item: Item
+    way: Sampling
+    read: int
+    cost: int
+
+
+def infer(attempt: Attempt, events: Events, stop: Stop) -> int:
+    """Answer every request in `attempt.requests` that no shard answers yet. Returns the exit code.
+
+    A request that cannot be answered gets its error; the others go on.
     """
     if attempt.requests is None:
         raise Refused("An inference job needs requests.", param="input_file_id")
     events.stage("preparing")
-    where = weights.device(attempt)
-    learner = weights.reopened(attempt, attempt.method)
-    path, media = attempt.artifacts / "predictions.jsonl", attempt.artifacts / "media"
-    media.mkdir(exist_ok=True)
-    done, total = drop_half_line(path), count_lines(attempt.requests)
-    with path.open("a", encoding="utf-8") as out, torch.no_grad(), weights.autocast(where):
-        for window in windows(attempt.requests, skip=done):
-            events.stage("evaluating", detail="answering requests", done=done, total=total)
-            for line in answered(attempt.method, learner, window, media):
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
-            out.flush()
-            done += len(window)
-    events.stage("done", done=done, total=total)
+    total = count_lines(attempt.requests)
+    shards = Shards(attempt.artifacts / "shards", total, events)
+    if shards.count < total:
+        answer_rest(attempt, attempt.requests, shards, events, stop)
+    events.stage("done", done=total, total=total)
     return DONE
+
+
+def answer_rest(attempt: Attempt, requests: Path, shards: Shards, events: Events, stop: Stop) -> None:
+    """Window by window, batch by batch. Whatever happens, what was answered is kept."""
+    recipe, where = attempt.method, weights.device(attempt)
+    learner = weights.reopened(attempt, recipe)
+    pace = Pace(shards, events)
+    try:
+        with torch.no_grad(), weights.autocast(where):
+            for window in windows(requests, shards.done):
+                asked, errors = encoded(recipe, learner, window, attempt.seed)
+                with stop.later():
+                    shards.add(errors)
+                for batch in batches(asked, where.type):
+                    answers = answered(recipe, learner, batch)
+                    with stop.later():
+                        shards.add(answers)
+                    pace.tell(batch, answers)
+    finally:
+        stop.patient = True
+        shards.close()
 
 
 def count_lines(path: Path) -> int:
     """How many requests there are."""
     with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
+        return sum(1 for _ in file)
 
 
-def windows(path: Path, skip: int) -> Iterator[list[dict[str, Any]]]:
-    """The requests from number `skip` on, some hundreds at a time."""
-    window: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
-        lines = (line for line in file if line.strip())
-        for number, line in enumerate(lines):
-            if number >= skip:
-                window.append(json.loads(line))
+def windows(path: Path, done: bytearray) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """(place, request) of those that are not done, some thousands at a time."""
+    window: list[tuple[int, dict[str, Any]]] = []
+    with path.open(encoding="utf-8") as lines:
+        for place, line in enumerate(lines):
+            if not done[place]:
+                window.append((place, json.loads(line)))
             if len(window) == WINDOW:
                 yield window
                 window = []
@@ -67,46 +94,106 @@ def windows(path: Path, skip: int) -> Iterator[list[dict[str, Any]]]:
         yield window
 
 
-def answered(
-    recipe: Recipe, learner: Learner, window: list[dict[str, Any]], media: Path
-) -> list[dict[str, Any]]:
-    """{"row", "output"} or {"row", "error": {message, code, param}} for each request, in their order.
-
-    Pictures and sounds go to the folder `media`; an output names them as {"media": name}.
-    """
-    lines: dict[int, dict[str, Any]] = {}
-    asked: list[tuple[int, Item, Sampling]] = []
-    for place, request in enumerate(window):
+def encoded(
+    recipe: Recipe, learner: Learner, window: list[tuple[int, dict[str, Any]]], seed: int
+) -> tuple[list[Asked], list[Answer]]:
+    """The requests that can be answered, and the errors of the others."""
+    asked: list[Asked] = []
+    errors: list[Answer] = []
+    for place, request in window:
         if "error" in request:  # it was wrong before it came here
-            lines[place] = {"row": request["row"], "error": request["error"]}
+            errors.append({"place": place, "error": request["error"]})
             continue
         try:
-            way = Sampling(**(request.get("sampling") or {}))
-            asked.append((place, recipe.encode_input(request["input"], learner), way))
+            item = recipe.encode_input(request["input"], learner)
         except Refused as wrong:
-            told = {"message": wrong.message, "code": wrong.code, "param": wrong.param}
-            lines[place] = {"row": request["row"], "error": told}
-    for batch in batches(recipe, asked, learner.device.type):
-        outputs = recipe.predict(learner, [item for _, item, _ in batch], [way for _, _, way in batch])
-        for (place, _, _), output in zip(batch, outputs, strict=True):
-            lines[place] = {"row": window[place]["row"], "output": kept(output, media)}
-    return [lines[place] for place in range(len(window))]
+            errors.append(refusal(place, wrong))
+            continue
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as wrong:
+            # an input is a stranger's JSON: one that nobody thought of is an error of its row alone
+            errors.append(
+                refusal(place, Refused(f"This input cannot be read: {wrong}.", code="invalid_input"))
+            )
+            continue
+        # where no seed was asked for, each row draws by its own, the same in every attempt
+        given: dict[str, Any] = {"seed": seed + place} | (request.get("sampling") or {})
+        way = Sampling(**given)
+        read = recipe.length(item)
+        writes = way.max_tokens if "max_tokens" in recipe.samples_with else 0
+        asked.append(Asked(place, item, way, read, (read + writes) * way.beams))
+    return asked, errors
 
 
-def batches(
-    recipe: Recipe, asked: list[tuple[int, Item, Sampling]], device: str
-) -> Iterator[list[tuple[int, Item, Sampling]]]:
-    """Requests of like length, and that may write about as much, together; the longest first."""
-    batch: list[tuple[int, Item, Sampling]] = []
-    longest = 0
-    for one in sorted(asked, key=lambda one: (-one[2].max_tokens, -recipe.length(one[1]))):
-        cost = recipe.length(one[1]) + one[2].max_tokens
-        if batch and (
-            len(batch) == AT_ONCE[device] or max(longest, cost) * (len(batch) + 1) > BUDGET[device]
-        ):
+def refusal(place: int, wrong: Refused) -> Answer:
+    """The answer to a request that is refused."""
+    return {"place": place, "error": {"message": wrong.message, "code": wrong.code, "param": wrong.param}}
+
+
+def batches(asked: list[Asked], device: str) -> Iterator[list[Asked]]:
+    """Requests of like length, that may write about as much in the same number of beams, together; the
+    dearest first.
+    """
+    batch: list[Asked] = []
+    for one in sorted(asked, key=lambda one: (-one.way.beams, -one.way.max_tokens, -one.read)):
+        full = len(batch) == AT_ONCE[device] or (len(batch) + 1) * dearest(batch, one) > BUDGET[device]
+        if batch and (full or one.way.beams != batch[0].way.beams):
             yield batch
-            batch, longest = [], 0
+            batch = []
         batch.append(one)
-        longest = max(longest, cost)
     if batch:
         yield batch
+
+
+def dearest(batch: list[Asked], more: Asked) -> int:
+    """What the dearest of them costs."""
+    return max(one.cost for one in [*batch, more])
+
+
+def answered(recipe: Recipe, learner: Learner, batch: list[Asked]) -> list[Answer]:
+    """An answer to each; where memory runs out, in smaller batches. One that is refused has its error."""
+    try:
+        outputs = recipe.predict(learner, [one.item for one in batch], [one.way for one in batch])
+    except (Refused, torch.OutOfMemoryError) as wrong:
+        if len(batch) > 1:
+            half = len(batch) // 2
+            return answered(recipe, learner, batch[:half]) + answered(recipe, learner, batch[half:])
+        if not isinstance(wrong, Refused):
+            raise
+        return [refusal(batch[0].place, wrong)]
+    return [{"place": one.place, "output": output} for one, output in zip(batch, outputs, strict=True)]
+
+
+class Pace:
+    """Says how far it is and how fast, now and then."""
+
+    def __init__(self, shards: Shards, events: Events) -> None:
+        self.shards, self.events = shards, events
+        self.before = shards.count
+        self.began = self.said = time.monotonic()
+        self.tokens = 0
+        self.say()
+
+    def tell(self, batch: list[Asked], answers: list[Answer]) -> None:
+        """What was just answered."""
+        self.tokens += sum(one.read for one in batch) + sum(written(one.get("output")) for one in answers)
+        if time.monotonic() - self.said >= PAUSE:
+            self.say()
+
+    def say(self) -> None:
+        """The line."""
+        self.said = time.monotonic()
+        done, total = self.shards.count, len(self.shards.done)
+        told: dict[str, Any] = {"done": done, "total": total}
+        if done > self.before:
+            rate = (done - self.before) / (self.said - self.began)
+            told |= {
+                "rows_per_second": rate,
+                "tokens_per_second": self.tokens / (self.said - self.began),
+                "eta_seconds": (total - done) / rate,
+            }
+        self.events.stage("answering", **told)
+
+
+def written(output: Any) -> int:
+    """Tokens that an output took, where it was written token by token."""
+    return output.get("completion_tokens", 0) if isinstance(output, dict) else 0

@@ -11,7 +11,7 @@ from shared.learning import answers
 from shared.learning.spans import Reading, Stretch, merged, target, windows
 from shared.recipe import Learner, get
 from shared.recipes.extractive_qa import ExtractiveQASpec
-from tests.attempts import TINY, checkpoints, events, parquet, run_here, write_attempt
+from tests.attempts import TINY, checkpoints, events, parquet, predictions, run_here, write_attempt
 from tests.imports import imported, lines
 
 QA = get("extractive_qa")
@@ -271,7 +271,7 @@ def asked(folder: Path, trained: Path, given: list[dict[str, Any]]) -> list[dict
         folder / "infer", kind="infer", recipe="extractive_qa", requests=requests, base_model=servable
     )
     assert run_here(attempt) == 0, events(attempt, "error")
-    return [json.loads(line) for line in (attempt / "artifacts/predictions.jsonl").read_text().splitlines()]
+    return predictions(attempt)
 
 
 def test_answers_say_where_they_stand(trained: Path, tmp_path: Path):

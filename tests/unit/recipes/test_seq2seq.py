@@ -13,7 +13,7 @@ from shared.learning.encoder_decoder import collate, write
 from shared.learning.language_model import answer_loss
 from shared.recipe import Learner, Sampling, get
 from shared.recipes.seq2seq import Seq2SeqSpec
-from tests.attempts import TINY, checkpoints, events, parquet, run_here, write_attempt
+from tests.attempts import TINY, checkpoints, events, parquet, predictions, run_here, write_attempt
 from tests.imports import imported, lines
 
 SEQ2SEQ = get("seq2seq")
@@ -239,8 +239,7 @@ def asked(folder: Path, requests: list[dict[str, Any]], **fields: Any) -> list[d
     path.write_text("\n".join(json.dumps({"row": n} | one) for n, one in enumerate(requests)))
     attempt = write_attempt(folder / "asked", kind="infer", recipe="seq2seq", requests=path, **fields)
     assert run_here(attempt) == 0, events(attempt, "error")
-    told = (attempt / "artifacts" / "predictions.jsonl").read_text().splitlines()
-    return [json.loads(line)["output"] for line in told]
+    return [answer["output"] for answer in predictions(attempt)]
 
 
 def test_what_was_learned_is_answered_and_plain_transformers_say_the_same(trained: Path, tmp_path: Path):
