@@ -107,7 +107,7 @@ class Learner:
     `facts` are JSON: what `Recipe.facts` read from the data (the labels …); they travel with every
     checkpoint. `source` is the folder of the base model, None from scratch: then `preset` names the
     architecture and its size (`shared.presets`). `frozen` is a second copy of the weights as they were,
-    where the recipe needs a reference and trains every weight.
+    where the recipe needs a reference that is not the model with its adapter off.
     """
 
     spec: Any
@@ -126,12 +126,17 @@ class Learner:
 
     @contextmanager
     def reference(self) -> Generator[Any]:
-        """The model as it was before training: the adapter off, or the frozen copy."""
+        """The model as it was before training, without dropout: the adapter off, or the frozen copy."""
         if self.frozen is not None:
             yield self.frozen
-        else:
+            return
+        training = self.model.training
+        self.model.eval()
+        try:
             with self.model.disable_adapter():
                 yield self.model
+        finally:
+            self.model.train(training)
 
 
 class Recipe:

@@ -117,6 +117,21 @@ class LoraSpec(TextSpec):
     lora_dropout: float = knob(0.0, ge=0, lt=1, title="LoRA dropout", advanced=True)
 
 
+class ChatSpec(LoraSpec):
+    """Knobs of recipes over conversations."""
+
+    max_length: int = knob(
+        1024, ge=8, le=131_072, title="Longest row", help="Tokens; longer conversations are cut at the end."
+    )
+    system: str = knob(
+        "",
+        max_length=4000,
+        title="System message",
+        help="Put in front of every conversation that has none, in training and in answers.",
+        advanced=True,
+    )
+
+
 class ScratchSpec(TextSpec):
     """Knobs of recipes that can start from scratch, and then train a tokenizer first."""
 

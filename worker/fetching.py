@@ -144,7 +144,8 @@ def evaluation(trip: "Trip") -> dict[str, Any]:
         columns = datasets.check(version, recipe, job.columns or None, param="dataset")
         if columns != job.columns and (own := leases.held_job(db, trip.lease_id)):
             own.columns = columns
-        trained = orders.trained_by(db, start.full.id) if start.full and not start.adapter else None
+        newest = start.adapter or start.full
+        trained = orders.trained_by(db, newest.id) if newest else None
         before = start_of(db, trained) if trained and recipe.needs_reference else None
     known = weights(machine, before) if before else {}
     return {

@@ -127,6 +127,15 @@ def answer_loss(model: Any, batch: dict[str, Any]) -> Any:
     return cross_entropy(answer_logits(model, batch), batch["targets"], reduction="sum")
 
 
+def answer_likelihoods(model: Any, batch: dict[str, Any]) -> Any:
+    """The log-likelihood of each row's answers, [rows]: summed over their tokens."""
+    from torch.nn.functional import cross_entropy
+
+    rows = len(batch["layout_rows"] if "layout_rows" in batch else batch["input_ids"])
+    each = cross_entropy(answer_logits(model, batch), batch["targets"], reduction="none")
+    return -each.new_zeros(rows).index_add(0, batch["owners"], each)
+
+
 def answer_sums(model: Any, batch: dict[str, Any]) -> list[dict[str, float]]:
     """[{loss, weight, right}] of each row: its summed cross-entropy, its answer tokens, how many of those are
     the likeliest.

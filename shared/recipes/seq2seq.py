@@ -22,7 +22,7 @@ from shared.recipe import (
     Sampling,
     Scores,
 )
-from shared.spec import LoraSpec, ScratchSpec, knob
+from shared.spec import LoraSpec, PretrainSpec, knob
 
 KNOWN_SHAPES = (
     ("source", "target"),
@@ -35,20 +35,13 @@ KNOWN_SHAPES = (
 )
 
 
-class Seq2SeqSpec(LoraSpec, ScratchSpec):
+class Seq2SeqSpec(PretrainSpec, LoraSpec):
     """Knobs of text to text. The defaults are those of a small model from scratch."""
 
     epochs: float = knob(
         30, gt=0, le=1000, title="Epochs", help="Times that every row is seen; 3 for a pretrained model."
     )
     batch_size: int = knob(16, ge=1, le=1024, title="Batch size", help="Rows in one optimizer step.")
-    learning_rate: float = knob(
-        3e-3,
-        gt=0,
-        le=1,
-        title="Learning rate",
-        help="Peak of the learning-rate schedule; for a pretrained model ten times lower.",
-    )
     max_length: int = knob(
         256,
         ge=8,

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from shared.errors import Refused
-from shared.learning import chat
+from shared.learning import chat, dialogue
+from shared.learning.cells import words
 from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Recipe, Sampling
-from shared.spec import LoraSpec, knob
+from shared.spec import ChatSpec, knob
 
-SAMPLE_TOKENS = 40
 KNOWN_SHAPES = (
     {"messages": "messages"},
     {"messages": "conversations"},
@@ -26,7 +26,7 @@ KNOWN_SHAPES = (
 )
 
 
-class SFTSpec(LoraSpec):
+class SFTSpec(ChatSpec):
     """Knobs of chat and instruction tuning."""
 
     learning_rate: float = knob(
@@ -35,16 +35,6 @@ class SFTSpec(LoraSpec):
         le=1,
         title="Learning rate",
         help="Peak of the learning-rate schedule; about ten times lower for full weights.",
-    )
-    max_length: int = knob(
-        1024, ge=8, le=131_072, title="Longest row", help="Tokens; longer conversations are cut at the end."
-    )
-    system: str = knob(
-        "",
-        max_length=4000,
-        title="System message",
-        help="Put in front of every conversation that has none, in training and in answers.",
-        advanced=True,
     )
 
 
@@ -138,10 +128,7 @@ class SFT(Recipe):
 
     def input(self, row: dict[str, Any]) -> dict[str, Any]:
         """The conversation up to the last question."""
-        conversation = row["messages"]
-        while conversation and conversation[-1]["role"] == "assistant":
-            conversation = conversation[:-1]
-        return {"messages": [{"role": one["role"], "content": one["content"]} for one in conversation]}
+        return {"messages": dialogue.asked(row["messages"])}
 
     def load_tokenizer(self, folder: Any, rows: Sequence[dict[str, Any]], spec: SFTSpec) -> Any:
         """The base model's, with a chat template in any case."""
@@ -153,7 +140,7 @@ class SFT(Recipe):
         chat.ordered(conversation)
         if silent := chat.blank(conversation):
             raise Refused(f"Message {silent} is empty.")
-        conversation = introduced(conversation, learner)
+        conversation = dialogue.introduced(conversation, learner)
         return [chat.encode(conversation, learner.tokenizer, learner.spec.max_length)]
 
     def length(self, item: Item) -> int:
@@ -186,78 +173,33 @@ class SFT(Recipe):
 
     def sample(self, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Greedy answers to the last questions of the rows."""
-        asked = [self.input(row) for row in rows]
-        items = [self.encode_input(given, learner) for given in asked]
-        answers = self.predict(learner, items, [Sampling(max_tokens=SAMPLE_TOKENS)] * len(items))
-        return [
-            {
-                "prompt": given["messages"],
-                "expected": row["messages"][-1]["content"],
-                "answer": answer["content"],
-            }
-            for given, row, answer in zip(asked, rows, answers, strict=True)
-        ]
+        questions = [self.input(row)["messages"] for row in rows]
+        return dialogue.samples(learner, questions, [row["messages"][-1]["content"] for row in rows])
 
     def encode_input(self, given: dict[str, Any], learner: Learner) -> Item:
         """The rendered conversation up to the head of the answer. Raises Refused."""
         if given.get("messages") is not None:
-            conversation = self.input({"messages": chat.messages(given["messages"])})["messages"]
-        else:
-            conversation = exchange(given)[:1]
-        if not conversation or conversation[-1]["role"] != "user" or not conversation[-1]["content"].strip():
-            raise Refused("There is no user message to answer.", param="messages")
-        text = chat.render(introduced(conversation, learner), learner.tokenizer, ask=True)
-        ids = learner.tokenizer(text, add_special_tokens=False)["input_ids"]
-        room = getattr(learner.model.config, "max_position_embeddings", None)
-        if room and len(ids) >= room:
-            raise Refused(
-                f"The conversation has {len(ids)} tokens; this model reads at most {room}.",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        return {"input_ids": ids}
+            return dialogue.encode_question(dialogue.asked(chat.messages(given["messages"])), learner)
+        return dialogue.encode_question(exchange(given)[:1], learner)
 
     def predict(self, learner: Learner, items: list[Item], sampling: list[Sampling]) -> list[Any]:
         """[{content, finish_reason, prompt_tokens, completion_tokens}]."""
-        from shared.learning.generation import generate
-
-        return generate(learner.model, learner.tokenizer, [item["input_ids"] for item in items], sampling)
+        return dialogue.answers(learner, items, sampling)
 
     def usage(self, learner: Learner) -> str:
         """Chat with the checkpoint by transformers alone."""
-        return (
-            "from transformers import pipeline\n\n"
-            'chat = pipeline("text-generation", "path/to/this/folder")\n'
-            'print(chat([{"role": "user", "content": "Hello!"}], max_new_tokens=64)[0]["generated_text"][-1])\n'
-        )
+        return dialogue.USAGE
 
 
 def exchange(row: dict[str, Any]) -> list[chat.Message]:
     """A prompt (with its context) and its completion as two messages; a missing completion is empty."""
-    prompt, context = words(row, "prompt"), words(row, "context")
+    prompt, context = words(row.get("prompt"), "prompt"), words(row.get("context"), "context")
     if context.strip():
         prompt = f"{prompt}\n\n{context}"
     return [
         {"role": "user", "content": prompt, "learn": True},
-        {"role": "assistant", "content": words(row, "completion"), "learn": True},
+        {"role": "assistant", "content": words(row.get("completion"), "completion"), "learn": True},
     ]
-
-
-def words(row: dict[str, Any], name: str) -> str:
-    """A cell as text; numbers are written out. Raises Refused for anything else."""
-    value = row.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str | int | float):
-        raise Refused(f"«{name}» must be text.", param=name)
-    return str(value)
-
-
-def introduced(conversation: list[chat.Message], learner: Learner) -> list[chat.Message]:
-    """The conversation with the spec's system message in front where it has none."""
-    if not learner.spec.system or conversation[0]["role"] == "system":
-        return conversation
-    return [{"role": "system", "content": learner.spec.system, "learn": False}, *conversation]
 
 
 recipe = SFT()

@@ -102,13 +102,13 @@ def opened(attempt: Attempt) -> Learner:
     recipe = attempt.method
     learner = weights.reopened(attempt, recipe)
     learner.packs = recall(attempt.cache, "packs", architecture(attempt, learner))
-    if recipe.needs_reference and not weights.is_adapter(learner.model):
-        learner.frozen = learner.model
-        if attempt.reference:
-            before = attempt.model_copy(update=attempt.reference.model_dump())
-            other = Learner(learner.spec, learner.facts, learner.tokenizer, source=before.base_model)
-            weights.load(recipe, other, before, learner.device, train=False)
-            learner.frozen = other.model
+    if recipe.needs_reference:
+        adapted, before = weights.is_adapter(learner.model), attempt.reference
+        if before and (before.adapter or not adapted):
+            started = attempt.model_copy(update=before.model_dump())
+            learner.frozen = weights.start_of_training(recipe, learner, started, learner.device)
+        elif not adapted:
+            learner.frozen = learner.model
     return learner
 
 

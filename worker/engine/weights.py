@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,8 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device
     if start is None and lora:
         raise Refused("An adapter stands on trained weights: from scratch, train «full».", param="method")
     learner.model = recipe.load_model(learner, start) if start else recipe.build_model(learner)
-    if train and recipe.needs_reference and not lora:
-        learner.frozen = deepcopy(learner.model).requires_grad_(requires_grad=False).eval()
+    if train and recipe.needs_reference and (attempt.adapter or not lora):
+        learner.frozen = start_of_training(recipe, learner, attempt, where)
     if adapted:
         learner.model = PeftModel.from_pretrained(learner.model, str(folder), is_trainable=train and lora)
         if train and not lora:
@@ -89,8 +88,19 @@ def place(learner: Learner, where: torch.device, *, train: bool, lora: bool) -> 
             if not weight.requires_grad and (lora or not train):
                 weight.data = weight.data.to(torch.bfloat16)
     learner.model.to(where)
-    if learner.frozen is not None:
-        learner.frozen.to(where)
+
+
+def start_of_training(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device) -> Any:
+    """A second copy of the weights that training started from, whatever it is resumed from: the base model
+    with the earlier adapter worked in. The one case that needs none is a new adapter, which can be switched off.
+    """
+    if attempt.base_model is None:
+        raise Refused("There are no weights to compare with: start from learned ones.", param="model")
+    model = recipe.load_model(learner, attempt.base_model)
+    if attempt.adapter:
+        model = PeftModel.from_pretrained(model, str(attempt.adapter)).merge_and_unload()
+    kind = torch.bfloat16 if where.type == "cuda" else torch.float32
+    return model.requires_grad_(requires_grad=False).eval().to(where, kind)
 
 
 def autocast(where: torch.device) -> torch.autocast:
