@@ -297,7 +297,10 @@ class Recipe:
         return max((len(value) for value in item.values() if isinstance(value, list)), default=1)
 
     def collate(self, items: list[Item], learner: Learner) -> Batch:
-        """Items as one batch of tensors; may draw random numbers (masks, noise): the step seeds them."""
+        """Items as one batch of tensors; may draw random numbers (masks, noise). What comes from
+        `shared.learning.batch.dice(item)` is the item's own in this step, so that a batch may be cut
+        into any micro-batches; torch's generator is seeded by the micro-batch.
+        """
         from shared.learning.batch import pad
 
         return pad(items, learner.tokenizer)

@@ -16,7 +16,7 @@ def pad(items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
     batch = {}
     for name, first in items[0].items():
         values = [item[name] for item in items]
-        if name == "row" or isinstance(first, str | dict) or first is None:
+        if name in ("row", "seed") or isinstance(first, str | dict) or first is None:
             continue
         if not isinstance(first, list):
             batch[name] = torch.as_tensor(values)
@@ -26,6 +26,13 @@ def pad(items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
                 mask = name.removesuffix("input_ids") + "attention_mask"
                 batch[mask] = padded([[1] * len(value) for value in values], 0)
     return batch
+
+
+def dice(item: dict[str, Any]) -> Any:
+    """Random numbers of an item's own: the same on any device, whatever else is in its batch."""
+    import torch
+
+    return torch.Generator().manual_seed(item["seed"])
 
 
 def fill(name: str, tokenizer: Any) -> int:

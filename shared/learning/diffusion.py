@@ -24,7 +24,6 @@ from typing import Any
 from shared.recipe import Batch, Item, Learner
 
 TIMES = 1000  # how diffusers counts from 0 to 1
-PRIME = 1_000_003
 LONGEST_CAPTION = 64  # tokens
 TEXT_LAYERS = 1
 TOGETHER = 8  # examples in a batch of the sampler, always: a batch's size alone may change the last bit
@@ -128,18 +127,20 @@ def save(learner: Learner, weights: dict[str, Any], folder: Any) -> None:
 def collate(items: list[Item], learner: Learner) -> Batch:
     """pixels and noise [rows, channels, side, side], times [rows], and what is asked for.
 
-    What is drawn for an item depends on the step's seed and its row alone, not on its company: any
-    cut into micro-batches is the same step, and an evaluation draws the same each time.
+    What is drawn for an item is its own, whatever its company: any cut into micro-batches is the same step,
+    and an evaluation draws the same each time.
     """
     import numpy as np
     import torch
 
-    dice = [generator(torch.initial_seed() * PRIME + item["row"]) for item in items]
-    times = torch.cat([torch.randn(1, generator=die) for die in dice]).sigmoid()
+    from shared.learning.batch import dice
+
+    own = [dice(item) for item in items]
+    times = torch.cat([torch.randn(1, generator=die) for die in own]).sigmoid()
     share = learner.spec.unconditional if learner.model.training else 0.0
-    dropped = [bool(torch.rand((), generator=die) < share) for die in dice]
+    dropped = [bool(torch.rand((), generator=die) < share) for die in own]
     pixels = torch.from_numpy(np.stack([item["pixels"] for item in items])) / 127.5 - 1
-    noise = torch.stack([torch.randn(pixels.shape[1:], generator=die) for die in dice])
+    noise = torch.stack([torch.randn(pixels.shape[1:], generator=die) for die in own])
     asked = conditions(items, learner, dropped)
     return {"pixels": pixels, "noise": noise, "times": times} | asked
 

@@ -36,20 +36,20 @@ def pairs(parts: Iterator[list[Token]], tokenizer: Any) -> Iterator[tuple[int, d
         yield part[0].place, {"input_ids": begin + end, "token_type_ids": kinds, "apart": int(not follows)}
 
 
-def hide(ids: Any, tokenizer: Any, fraction: float) -> dict[str, Any]:
+def hide(ids: Any, tokenizer: Any, fraction: float, draws: Any) -> dict[str, Any]:
     """`input_ids` [rows, length] with tokens hidden, their `places` in rows × length, `targets` and `owners`.
 
     Every token but special ones is hidden with that probability, at least one in each row. Of the hidden
-    ones 80 % become the mask, 10 % any token, 10 % stay. Draws from torch's generator.
+    ones 80 % become the mask, 10 % any token, 10 % stay, as the `draws` [3, rows, length] in 0 … 1 say.
     """
     import torch
 
     special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
-    draw = torch.rand(ids.shape).masked_fill(special, 2.0)
+    draw = draws[0].masked_fill(special, 2.0)
     chosen = draw < fraction
     rows = torch.arange(len(ids))
     chosen[rows, draw.argmin(1)] = True
-    how, words = torch.rand(ids.shape), torch.randint(len(tokenizer), ids.shape)
+    how, words = draws[1], (draws[2] * len(tokenizer)).long()
     shown = torch.where(
         how < MASKED, tokenizer.mask_token_id, torch.where(how < MASKED + SWAPPED, words, ids)
     )
@@ -60,6 +60,19 @@ def hide(ids: Any, tokenizer: Any, fraction: float) -> dict[str, Any]:
         "targets": ids.flatten()[places],
         "owners": places // ids.shape[1],
     }
+
+
+def drawn(items: list[dict[str, Any]], longest: int) -> Any:
+    """Random numbers [3, rows, longest] in 0 … 1, each row's own; nothing behind a row's end."""
+    import torch
+
+    from shared.learning.batch import dice
+
+    draws = torch.zeros(3, len(items), longest)
+    for row, item in enumerate(items):
+        length = len(item["input_ids"])
+        draws[:, row, :length] = torch.rand(3, length, generator=dice(item))
+    return draws
 
 
 def logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:

@@ -173,7 +173,9 @@ class MaskedLM(Recipe):
         from shared.learning.batch import pad
 
         batch = pad(items, learner.tokenizer)
-        return batch | masking.hide(batch["input_ids"], learner.tokenizer, learner.spec.mask_fraction)
+        ids = batch["input_ids"]
+        draws = masking.drawn(items, ids.shape[1])
+        return batch | masking.hide(ids, learner.tokenizer, learner.spec.mask_fraction, draws)
 
     def loss(self, learner: Learner, batch: Batch) -> Loss:
         """Cross-entropy of the hidden tokens; beside it, where asked for, of «apart or not», which weighs as

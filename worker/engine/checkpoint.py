@@ -47,6 +47,11 @@ def copied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+def are_finite(weights: dict[str, torch.Tensor]) -> bool:
+    """Whether every weight is a finite number."""
+    return all(bool(value.isfinite().all()) for value in weights.values())
+
+
 def live_weights(learner: Learner) -> dict[str, torch.Tensor]:
     """What is saved of the model: the adapter's tensors, or all."""
     if is_adapter(learner.model):

@@ -27,6 +27,7 @@ from worker.engine.items import Items
 
 CHUNK = 1024  # rows turned into Python objects at once
 POOL = 24  # batches' worth of rows that are sorted by length together
+PRIME = 1_000_003  # keeps the seeds of steps and items apart
 MOST_EVALUATED = 512  # held-out rows that an evaluation reads
 NOT_ENCODED_WITH = set(LoraSpec.model_fields) - {"max_length"}  # knobs that leave the items as they are
 
@@ -224,6 +225,11 @@ class Plan:
             batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
         dice.shuffle(batches)
         return [[self.places[n] for n in batch] for batch in batches]
+
+
+def seed_of(seed: int, step: int, item: int) -> int:
+    """The seed of an item in a step."""
+    return ((seed * PRIME + step) * PRIME + item) % 2**63
 
 
 def portions(batch: list[int], lengths: dict[int, int] | list[int], budget: int) -> list[list[int]]:

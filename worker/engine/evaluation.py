@@ -12,7 +12,7 @@ import torch
 
 from shared.recipe import Batch, Item, Learner, Media, Recipe, Scores
 from worker.engine.attempt import Attempt
-from worker.engine.data import MOST_EVALUATED, NOT_ENCODED_WITH, View, code_of, portions
+from worker.engine.data import MOST_EVALUATED, NOT_ENCODED_WITH, View, code_of, portions, seed_of
 from worker.engine.items import Items
 from worker.engine.memory import keep, recall
 from worker.engine.weights import autocast, source
@@ -38,7 +38,7 @@ class HeldOut:
     def batches(self, recipe: Recipe, learner: Learner, budget: int) -> Iterator[tuple[list[Item], Batch]]:
         """Items of like length together, on the model's device; `row` counts through `rows`."""
         for places in portions(self.order, self.items.lengths, budget):
-            items = [self.items[place] for place in places]
+            items = [self.items[place] | {"seed": seed_of(0, 0, place)} for place in places]
             for item in items:
                 item["row"] = self.renumbered[item["row"]]
             batch = recipe.collate(items, learner)

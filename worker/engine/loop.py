@@ -19,7 +19,7 @@ from shared.learning.card import card
 from shared.recipe import wire_name
 from worker.engine import checkpoint, optim
 from worker.engine.attempt import DONE, STOPPED, Attempt, Diverged, Stop
-from worker.engine.data import portions
+from worker.engine.data import portions, seed_of
 from worker.engine.evaluation import judge as judge_held
 from worker.engine.evaluation import judge_base, kept
 from worker.engine.events import Events
@@ -29,7 +29,6 @@ from worker.engine.weights import autocast, is_adapter
 
 MOST_UNSTEADY = 3  # steps in a row without a finite loss
 SEED_OF_EVALUATION = 1_234_567
-PRIME = 1_000_003  # keeps the seeds of steps and items apart
 
 
 def train(attempt: Attempt, events: Events, stop: Stop, ranks: Ranks = ALONE) -> int:
@@ -87,9 +86,14 @@ def tell_training(run: Run) -> None:
 
 
 def finish(run: Run) -> int:
-    """The last checkpoint, whole on the disk."""
+    """The last checkpoint, whole on the disk. Raises Diverged where its weights are no numbers."""
     run.events.stage("saving")
     save(run)
+    if run.saved_step != run.progress.step:
+        raise Diverged(
+            f"After step {run.progress.step} some weights are no longer finite numbers. Try a lower learning "
+            "rate, or a longer warm-up."
+        )
     run.writer.wait()
     run.events.stage("done")
     return DONE
@@ -159,14 +163,17 @@ def tried(run: Run, step: int, own: list[int]) -> tuple[float, float] | Exceptio
 
 
 def gradients(run: Run, step: int, own: list[int]) -> tuple[float, float]:
-    """Forward and backward over the micro-batches of a step's items. Each draws its random numbers by the step
-    and its first item, so that ranks draw different ones and a step that starts over repeats itself.
+    """Forward and backward over the micro-batches of a step's items.
+
+    What is drawn by an item's own seed is the same in whichever micro-batch and rank it is; other random
+    numbers go by the micro-batch's first item, so that ranks draw different ones and a step that starts
+    over repeats itself.
     """
     learner, recipe = run.learner, run.recipe
     total, weight = torch.zeros((), device=learner.device), 0.0
     for places in portions(own, run.items.lengths, run.progress.budget):
         torch.manual_seed(seed_of(run.attempt.seed, step, places[0]))
-        items = [run.items[place] for place in places]
+        items = [run.items[place] | {"seed": seed_of(run.attempt.seed, step, place)} for place in places]
         tensors = recipe.collate(items, learner)
         tensors = {name: value.to(learner.device, non_blocking=True) for name, value in tensors.items()}
         with autocast(learner.device):
@@ -175,11 +182,6 @@ def gradients(run: Run, step: int, own: list[int]) -> tuple[float, float]:
         total += loss.total.detach()
         weight += loss.weight
     return float(total), weight
-
-
-def seed_of(seed: int, step: int, item: int) -> int:
-    """A seed for one micro-batch."""
-    return ((seed * PRIME + step) * PRIME + item) % 2**63
 
 
 def make_room(run: Run, lengths: list[int], wrong: Exception | None) -> None:
@@ -319,9 +321,18 @@ def leave(run: Run) -> int:
 
 
 def save(run: Run) -> None:
-    """A checkpoint of this step, unless there is one; it is written while training goes on."""
+    """A checkpoint of this step, unless there is one; it is written while training goes on. Weights that are
+    not finite are never kept.
+    """
     progress = run.progress
     if run.saved_step == progress.step:
+        return
+    weights = checkpoint.copied(checkpoint.live_weights(run.learner))
+    if not checkpoint.are_finite(weights):
+        run.events.log(
+            f"Some weights are not finite numbers after step {progress.step}: no checkpoint is made of them.",
+            "warn",
+        )
         return
     judged = progress.judged_at == progress.step and run.held is not None
     metrics = progress.metrics if judged else {}
@@ -333,7 +344,7 @@ def save(run: Run) -> None:
     progress.loss_sum = progress.loss_weight = 0.0
     snapshot = checkpoint.Snapshot(
         name=name,
-        weights=checkpoint.copied(checkpoint.live_weights(run.learner)),
+        weights=weights,
         optimizer=optim.state(run.optimizer),
         loop=asdict(progress),
         card=card(card_facts(run, metrics)),

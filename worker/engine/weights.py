@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from transformers.pytorch_utils import Conv1D
 
 from shared.errors import Refused
 from shared.recipe import Learner, Recipe
@@ -76,14 +77,16 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device
         if train and not lora:
             learner.model = learner.model.merge_and_unload().requires_grad_()
     elif train and lora:
-        learner.model = get_peft_model(learner.model, recipe.lora(learner))
+        adapter = recipe.lora(learner)
+        adapter.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in learner.model.modules())
+        learner.model = get_peft_model(learner.model, adapter)
     place(learner, where, train=train, lora=lora)
     learner.model.train(train)
 
 
 def place(learner: Learner, where: torch.device, *, train: bool, lora: bool) -> None:
-    """Move the model. On a GPU frozen weights are kept in bf16; trained ones stay in float32."""
-    if where.type == "cuda":
+    """Move the model. On a GPU that computes in bf16 frozen weights are kept so; trained ones stay in float32."""
+    if computes_in_bf16(where):
         for weight in learner.model.parameters():
             if not weight.requires_grad and (lora or not train):
                 weight.data = weight.data.to(torch.bfloat16)
@@ -103,11 +106,14 @@ def start_of_training(recipe: Recipe, learner: Learner, attempt: Attempt, where:
     return model.requires_grad_(requires_grad=False).eval().to(where, kind)
 
 
+def computes_in_bf16(where: torch.device) -> bool:
+    """Whether the hardware has bf16 matrix products: newer GPUs do; on a CPU they are slower than float32."""
+    return where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def autocast(where: torch.device) -> torch.autocast:
-    """bf16 matrix products on a GPU; float32 as it stands on a CPU, where bf16 is slower."""
-    return torch.autocast(
-        "cuda" if where.type == "cuda" else "cpu", torch.bfloat16, enabled=where.type == "cuda"
-    )
+    """bf16 matrix products where the hardware has them, float32 as it stands elsewhere."""
+    return torch.autocast(where.type, torch.bfloat16, enabled=computes_in_bf16(where))
 
 
 def is_adapter(model: Any) -> bool:
