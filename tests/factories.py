@@ -14,6 +14,7 @@ from sqlmodel import Session
 from shared import passwords, recipe, storage, teams
 from shared.ids import new_id
 from shared.tables import (
+    Artifact,
     Attempt,
     BaseModel,
     Checkpoint,
@@ -26,6 +27,7 @@ from shared.tables import (
     Ready,
     Role,
     Slot,
+    State,
     Team,
     User,
     Worker,
@@ -189,6 +191,22 @@ def a_checkpoint(
     row: dict[str, Any] = {"team_id": job.team_id, "job_id": job.id, "attempt_id": attempt.id, "step": step, "prefix": prefix,
            "manifest": manifest, "bytes": sum(entry["bytes"] for entry in manifest)} | fields  # fmt: skip
     return stored(db, Checkpoint(**row))
+
+
+def an_evaluation(db: Session, team: Team, lines: list[dict], value: float, **fields: Any) -> Job:
+    """A succeeded evaluation of a classifier with these results, every metric at `value`, its files stored."""
+    metrics = dict.fromkeys(("f1", "accuracy", "precision", "recall", "loss"), value)
+    drawn = {name: [value + n / 10_000 for n in range(-200, 200)] for name in metrics}
+    scores = {"tuned": metrics, "intervals": {name: [value - 0.02, value + 0.02] for name in metrics}, "resamples": 400,
+              "rows": len(lines), "worst": lines[:1], "best": lines[1:2], "detail": {},
+              "left_out": {"count": 1, "rows": [{"row": 9, "reason": "The text is empty."}]}}  # fmt: skip
+    given = {"recipe": "classification", "state": State.SUCCEEDED, "scores": scores} | fields
+    job = a_job(db, team, Kind.EVALUATE, **given)
+    report = json.dumps({"resampled": drawn, "rows_digest": "d"})
+    for form, text in (("report", report), ("results", "".join(json.dumps(line) + "\n" for line in lines))):
+        file = a_file(db, team, text.encode(), f"{form}.json", "evaluation_output")
+        stored(db, Artifact(team_id=team.id, job_id=job.id, form=form, state=Ready.READY, file_id=file.id))
+    return job
 
 
 # --- tiny base models -------------------------------------------------------------------------

@@ -30,7 +30,9 @@ from shared.tables import (
     User,
     Worker,
 )
+from web.evaluations import judged
 from web.jobs import is_better, own
+from web.words import spoken
 
 pages = Blueprint("job_page", __name__)
 
@@ -40,6 +42,13 @@ STAGES = {  # kind: ((word on the bar, the stages that it stands for), …)
         ("Preparing", ("fetching", "preparing")),
         ("Training", ("training",)),
         ("Evaluating", ("evaluating",)),
+        ("Saving", ("saving", "packaging", "uploading")),
+        ("Done", ("done",)),
+    ),
+    Kind.EVALUATE: (
+        ("Queued", ()),
+        ("Preparing", ("fetching", "preparing")),
+        ("Judging", ("evaluating",)),
         ("Saving", ("saving", "packaging", "uploading")),
         ("Done", ("done",)),
     ),
@@ -91,6 +100,7 @@ def show(job_id: str) -> str:
             merged=merged_of(db, stored),
             artifacts=artifacts_of(db, job),
             predictions=predictions(db, job),
+            judged=judged(db, job, recipe),
             timeline=timeline(db, job),
             attempts=attempts_of(db, job),
             waits_for=waits_for(db, job),
@@ -211,19 +221,6 @@ def sample_steps(told: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "steps": [at["step"] for at in told if at["step"]]}
 
 
-def spoken(value: Any) -> Any:
-    """Text, labels or messages as text; a picture or sound as it is: {"media": its name}."""
-    if isinstance(value, dict) and "media" in value:
-        return value
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in value)
-    if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
-    if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
-    return "" if value is None else str(value)
-
-
 def newest_step(db: Session, job: Job) -> dict[str, Any]:
     """Speed and memory as last reported."""
     last = events.newest(db, job.id, EventType.STEP)
@@ -307,6 +304,8 @@ def waits_for(db: Session, job: Job) -> list[Job]:
 
 def changed_knobs(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
     """Every knob of the spec in the recipe's order, with its title and whether it is not the default."""
+    if job.kind is Kind.EVALUATE:
+        return []  # the knobs are those of the training
     fields = recipe.spec.model_fields if recipe and job.kind is Kind.TRAIN else {}
     ordered = [name for name in fields if name in job.spec] + [
         name for name in job.spec if name not in fields
@@ -330,6 +329,16 @@ def as_api_call(
     job: Job, recipe: Recipe | None, version: DatasetVersion | None, valid: DatasetVersion | None
 ) -> str:
     """The curl command that makes this job again."""
+    if job.kind is Kind.EVALUATE:
+        body = {
+            "model": job.checkpoint_id or job.base_model_id,
+            "dataset": version.file_id if version else None,
+            "recipe": job.recipe if not job.checkpoint_id else None,
+            "columns": job.columns or None,
+            "name": job.name or None,
+            "seed": job.seed,
+        }
+        return curl("evaluations", body)
     if recipe is None or job.kind is not Kind.TRAIN:
         return ""
     kind = wire_name(recipe)
@@ -345,9 +354,14 @@ def as_api_call(
             kind: {"hyperparameters": {k: v for k, v in job.spec.items() if v is not None}},
         },
     }
+    return curl("fine_tuning/jobs", body)
+
+
+def curl(path: str, body: dict[str, Any]) -> str:
+    """The command that posts this body, without what is None."""
     told = json.dumps({k: v for k, v in body.items() if v is not None}, indent=2, ensure_ascii=False)
     return (
-        f"curl {settings().public_url.rstrip('/')}/v1/fine_tuning/jobs \\\n"
+        f"curl {settings().public_url.rstrip('/')}/v1/{path} \\\n"
         '  -H "Authorization: Bearer $BURNISH_TOKEN" -H "Content-Type: application/json" \\\n'
         "  -d @- <<'JSON'\n" + told + "\nJSON"
     )

@@ -62,6 +62,7 @@ def index() -> str:
         ]
         add_positions(db, lines)
         add_scores(db, lines)
+        add_judgements(lines)
         some = bool(found) or db.exec(select(Job.id).where(Job.team_id == g.caller.team_id).limit(1)).first()
     return render_template(
         "jobs/index.html",
@@ -138,6 +139,15 @@ def add_scores(db: Session, lines: list[Line]) -> None:
                 "base": base,
                 "better": is_better(metric, base, tuned),
             }
+
+
+def add_judgements(lines: list[Line]) -> None:
+    """The first metric of each evaluation."""
+    for line in lines:
+        recipe, told = recipes().get(line.job.recipe or ""), line.job.scores.get("tuned")
+        if line.job.kind is Kind.EVALUATE and recipe and told:
+            metric = recipe.metrics[0]
+            line.score = {"metric": metric, "tuned": told.get(metric.name), "base": None, "better": None}
 
 
 def is_better(metric: Any, base: float | None, tuned: float | None) -> bool | None:

@@ -89,6 +89,7 @@ def show(model_id: str) -> str:
             model=model,
             job=db.get(Job, model.import_job_id) if model.import_job_id else None,
             good_for=good_for(model),
+            judged=[r for r in good_for(model) if not (r.needs_facts or base_models.is_scratch(model))],
             tuned=tuned(db, model.id),
         )
 

@@ -142,6 +142,19 @@ def tuned_pairs(rows: list[tuple[Any, Any]]) -> list[tuple[str, str]]:
     return [(point.id, f"{job.name or job.id}, step {point.step:,}") for point, job in rows]
 
 
+def spoken(value: Any) -> Any:
+    """Text, labels or messages as text; a picture or sound as it is: {"media": its name}."""
+    if isinstance(value, dict) and "media" in value:
+        return value
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in value)
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else str(value)
+
+
 def line(row: Any) -> str:
     """A row as one line of JSONL; a picture or sound by its size."""
     return json.dumps(row, ensure_ascii=False, default=lambda cell: f"a file of {len(cell)} bytes")
@@ -162,6 +175,7 @@ FILTERS = {
         short,
         change,
         servable,
+        spoken,
         same,
         line,
         pairs,

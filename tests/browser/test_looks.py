@@ -14,7 +14,7 @@ from sqlmodel import Session, select
 from shared.db import transaction
 from shared.tables import Event, EventType, Job, Kind, Schedule, State, Team, Transition, now
 from tests.browser.conftest import Visit, a_member
-from tests.factories import a_checkpoint, a_dataset, a_job, an_attempt
+from tests.factories import a_checkpoint, a_dataset, a_job, an_attempt, an_evaluation
 from tests.services import Live
 
 pytestmark = pytest.mark.browser
@@ -39,6 +39,10 @@ def pages(live: Live) -> dict[str, str]:
                        dataset_version_id=version.id, base_model_id="minilm-l6-v2", recipe="classification")  # fmt: skip
         queued = a_job(db, team, Kind.INFER, recipe="classification", base_model_id="minilm-l6-v2", checkpoint_id=done[1],
                        dataset_version_id=version.id, run_after=now() + timedelta(days=1))  # fmt: skip
+        lines = [{"row": n, "score": -0.5 * n, "judged": {}, "prompt": EVIL, "expected": "refund", "answer": label}
+                 for n, label in enumerate(LABELS)]  # fmt: skip
+        seen = {"dataset_version_id": version.id, "base_model_id": "minilm-l6-v2", "checkpoint_id": done[1]}
+        judged = [an_evaluation(db, team, lines, value, name=EVIL, **seen).id for value in (0.4, 0.6)]
         schedule = Schedule(team_id=team.id, name=EVIL, cron="30 2 * * *", zone="Europe/Berlin", active=False,
                             dataset_id=version.dataset_id, order={"recipe": "classification"}, created_by=user.id)  # fmt: skip
         db.add(schedule)
@@ -49,6 +53,8 @@ def pages(live: Live) -> dict[str, str]:
             "datasets": "/datasets", "dataset": f"/datasets/{version.dataset_id}", "models": "/models",
             "model": "/models/minilm-l6-v2", "schedules": "/schedules", "new schedule": "/schedules/new",
             "schedule": f"/schedules/{schedule.id}", "queue": "/queue", "batch": f"/batches/new?model={done[1]}",
+            "evaluate": f"/evaluations/new?model={done[1]}&dataset={version.id}", "evaluation": f"/jobs/{judged[0]}",
+            "compare": f"/evaluations/compare?job={judged[0]}&job={judged[1]}&all=1", "nothing to compare": "/evaluations/compare",
             "team": "/team", "new team": "/team/new", "password": "/password", "not there": "/jobs/nothing", "docs": "/docs",
         }  # fmt: skip
 

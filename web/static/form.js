@@ -1,5 +1,5 @@
-// The long form: it is drawn again by the server when a choice changes what can be chosen,
-// and only its quote when a number changes. What was typed travels along both ways.
+// The long form: it is drawn again by the server when a choice changes what can be chosen (the parts that
+// `data-redraws` names), and only its quote when a number changes. What was typed travels along both ways.
 (() => {
   "use strict";
 
@@ -45,7 +45,7 @@
 
   form.addEventListener("change", (event) => {
     const redraws = event.target.closest("[data-redraws]");
-    if (redraws) redraw(redraws.dataset.redraws === "quote" ? ["quote"] : ["drawing", "quote"]);
+    if (redraws) redraw((redraws.dataset.redraws || "drawing quote").split(" "));
   });
 
   form.addEventListener("input", (event) => {

@@ -22,7 +22,6 @@ MOST = 1000  # resamples
 SECONDS = 60.0  # where a metric takes long, fewer are made
 LEAST = 100  # fewer say nothing about the ends of an interval
 SHARE = 0.95
-DIGITS = 7  # that are kept of a resample's metric
 
 Tell = Callable[[int, int], None]  # (done, total)
 
@@ -44,7 +43,7 @@ def resampled(
             break
         metrics = measure(dice.integers(len(found), size=len(found)))
         for name, kept in values.items():
-            kept.append(rounded(metrics[name]))
+            kept.append(float(metrics[name]) if math.isfinite(metrics[name]) else None)
         tell(number + 1, MOST)
     return values
 
@@ -63,11 +62,6 @@ def measurer(
         return recipe.scored(dict(zip(names, (counts @ table).tolist(), strict=True)))
 
     return by_sums
-
-
-def rounded(value: float) -> float | None:
-    """As it is kept; None where it is not finite."""
-    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def intervals(values: dict[str, list[float | None]]) -> dict[str, list[float]]:

@@ -67,8 +67,12 @@ def evaluate(attempt: Attempt, events: Events) -> int:
     lines = scored(run, found)
     seed = bootstrap.digest([line["row"] for line in lines])
     values = bootstrap.resampled(run.recipe, listed, run.learner.facts, seed, teller(events, "resampling"))
-    report = told(run, scores, lines, values) | {"rows_digest": seed}
+    report: dict[str, Any] = told(run, scores, lines, values) | {"rows_digest": seed}
     report["seconds"] = round(time.monotonic() - began, 1)
+    events.log(
+        f"{report['rows']} rows are judged and {report['left_out']['count']} left out; {report['answered']} answers"
+        f" are kept; {report['resamples']} resamples."
+    )
     events.stage("saving")
     with (attempt.artifacts / "results.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines)
