@@ -37,8 +37,11 @@ def run_here(folder: Path) -> int:
 
 def events(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """What the attempt has said so far, of one type or all."""
-    lines = (folder / "events.jsonl").read_text().splitlines() if (folder / "events.jsonl").exists() else []
-    told = [json.loads(line) for line in lines]
+    path = folder / "events.jsonl"
+    lines = (
+        path.read_text().split("\n") if path.exists() else []
+    )  # samples may hold other separators of lines
+    told = [json.loads(line) for line in lines if line]
     return [event for event in told if kind in (None, event["type"])]
 
 

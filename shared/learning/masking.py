@@ -9,6 +9,15 @@ from typing import Any
 from shared.learning.stream import Token
 
 MASKED, SWAPPED = 0.8, 0.1  # of the hidden tokens: behind the mask, another token; the rest stay as they are
+SENTENCE_END = (
+    ".",
+    "!",
+    "?",
+    "。",
+    "\n",
+    "Ċ",
+    "<0x0A>",
+)  # how tokenizers write it; Ċ is a newline among bytes
 READ = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -20,20 +29,34 @@ def framed(parts: Iterator[list[Token]], tokenizer: Any) -> Iterator[tuple[int, 
 
 
 def pairs(parts: Iterator[list[Token]], tokenizer: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same with each part as two halves; in every second one, drawn by its number, the second half is
-    another part's: `apart` is then 1.
+    """The same with each part as two halves, parted at a sentence's end; about every second one gets the
+    second half of another part: `apart` is then 1.
     """
-    known = [part for part in parts if len(part) > 1]
+    ends = sentence_ends(tokenizer)
+    known = [halves(part, ends) for part in parts if len(part) > 1]
     dice = random.Random(0)
-    for number, part in enumerate(known):
-        follows = len(known) < 2 or dice.random() < 0.5
-        other = part if follows else known[(number + dice.randrange(1, len(known))) % len(known)]
-        first = [token.number for token in part[: len(part) // 2]]
-        second = [token.number for token in other[len(other) // 2 :]]
-        begin = [tokenizer.cls_token_id, *first, tokenizer.sep_token_id]
-        end = [*second, tokenizer.sep_token_id]
+    for number, (first, own) in enumerate(known):
+        apart = len(known) > 1 and dice.random() < 0.5
+        strange = known[(number + dice.randrange(1, max(2, len(known)))) % len(known)][1]
+        second = (strange if apart else own)[: min(len(own), len(strange))]  # the length tells nothing
+        begin = [tokenizer.cls_token_id, *(token.number for token in first), tokenizer.sep_token_id]
+        end = [*(token.number for token in second), tokenizer.sep_token_id]
         kinds = [0] * len(begin) + [1] * len(end)
-        yield part[0].place, {"input_ids": begin + end, "token_type_ids": kinds, "apart": int(not follows)}
+        yield first[0].place, {"input_ids": begin + end, "token_type_ids": kinds, "apart": int(apart)}
+
+
+def halves(part: list[Token], ends: set[int]) -> tuple[list[Token], list[Token]]:
+    """The part up to the sentence's end that is nearest to its middle, and the rest; without one, up to the middle."""
+    middle = len(part) // 2
+    cuts = [cut for cut in range(1, len(part)) if part[cut - 1].number in ends]
+    cut = min(cuts, key=lambda cut: abs(cut - middle), default=middle)
+    return part[:cut], part[cut:]
+
+
+def sentence_ends(tokenizer: Any) -> set[int]:
+    """The tokens that end a sentence or a line."""
+    words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    return {number for number, word in enumerate(words) if word is not None and word.endswith(SENTENCE_END)}
 
 
 def hide(ids: Any, tokenizer: Any, fraction: float, draws: Any) -> dict[str, Any]:

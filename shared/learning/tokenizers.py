@@ -49,6 +49,23 @@ def train(texts: Iterable[str], spec: ScratchSpec, special: tuple[str, ...] = ()
     )
 
 
+def frame(tokenizer: Any) -> Any:
+    """The same tokenizer, which from now on puts a text between `<s>` and `</s>` by itself, and a pair of
+    texts as `<s>` one `</s>` two `</s>` whose second part has the token type 1: as BERT reads them.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    start, end = tokenizer.cls_token, tokenizer.sep_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A {end}",
+        pair=f"{start} $A {end} $B:1 {end}:1",
+        special_tokens=[(start, tokenizer.cls_token_id), (end, tokenizer.sep_token_id)],
+    )
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # what is saved
+    return tokenizer
+
+
 def filled(texts: Iterable[str]) -> Iterator[str]:
     """The same texts. Raises Refused where all are empty."""
     texts = (text for text in texts if text)

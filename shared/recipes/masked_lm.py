@@ -113,6 +113,12 @@ class MaskedLM(Recipe):
         """Documents at random; of a stream the last rows."""
         return stream.split(rows, fraction, seed)
 
+    def train_tokenizer(self, rows: Sequence[dict[str, Any]], spec: MaskedLMSpec) -> Any:
+        """Learned from the rows; it frames texts and pairs of them as BERT's does."""
+        from shared.learning.tokenizers import frame
+
+        return frame(super().train_tokenizer(rows, spec))
+
     def load_tokenizer(self, folder: Any, rows: Sequence[dict[str, Any]], spec: MaskedLMSpec) -> Any:
         """The base model's. Raises Refused where it has no mask token."""
         tokenizer = super().load_tokenizer(folder, rows, spec)
@@ -278,16 +284,9 @@ class MaskedLM(Recipe):
     def usage(self, learner: Learner) -> str:
         """Fill in words by transformers alone."""
         return (
-            "import torch\n"
-            "from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
-            'folder = "path/to/this/folder"\n'
-            "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-            "model = AutoModelForMaskedLM.from_pretrained(folder).eval()\n"
-            'text = f"{tokenizer.cls_token}The cat sat on the {tokenizer.mask_token}.{tokenizer.sep_token}"\n'
-            'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")\n'
-            'place = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0, 0]\n'
-            "with torch.no_grad():\n"
-            "    print(tokenizer.decode(model(**inputs).logits[0, place].argmax()))\n"
+            "from transformers import pipeline\n\n"
+            'fill = pipeline("fill-mask", "path/to/this/folder")\n'
+            'print(fill(f"The cat sat on the {fill.tokenizer.mask_token}."))\n'
         )
 
 

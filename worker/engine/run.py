@@ -83,13 +83,12 @@ def prepare(attempt: Attempt, events: Events, ranks: Ranks = ALONE) -> Run:
     events.stage("preparing")
     recipe, spec = attempt.method, attempt.knobs
     where = weights.device(attempt, ranks.rank)
-    rows = Rows(required(attempt.train), recipe, attempt.columns)
-    more = Rows(attempt.valid, recipe, attempt.columns) if attempt.valid else None
+    rows, more = given(attempt)
     every = Both(rows, more) if more is not None else rows
     earlier = weights.known(attempt).get("facts") or {}
     facts = earlier if attempt.resume else recipe.facts(every, spec, earlier)
     learner = Learner(spec=spec, facts=facts, source=attempt.base_model, preset=attempt.preset)
-    learner.tokenizer = tokenizer(attempt, every, ranks)
+    learner.tokenizer = tokenizer(attempt, rows, ranks)
     with ranks.one_after_the_other() if attempt.cache else nullcontext():
         items, learning, held = divided(attempt, learner, rows, more, events)
     plan = Plan(learning, [items.lengths[place] for place in learning], spec, attempt.seed)
@@ -117,8 +116,22 @@ def prepare(attempt: Attempt, events: Events, ranks: Ranks = ALONE) -> Run:
     return run
 
 
+def given(attempt: Attempt) -> tuple[Rows, Rows | None]:
+    """The rows to learn from, and those that are held out where that is known before they are encoded: they
+    come as a file, or the recipe joins rows.
+    """
+    recipe, fraction = attempt.method, attempt.knobs.valid_fraction
+    rows = Rows(required(attempt.train), recipe, attempt.columns)
+    if attempt.valid:
+        return rows, Rows(attempt.valid, recipe, attempt.columns)
+    if not joins_rows(recipe) or len(rows) < 2 or fraction == 0:
+        return rows, None
+    learned, chosen = recipe.split(rows, fraction, attempt.seed)
+    return rows.part(learned, refused=rows.refused), rows.part(chosen) if chosen else None
+
+
 def tokenizer(attempt: Attempt, rows: Sequence[dict[str, Any]], ranks: Ranks) -> Any:
-    """That of the checkpoint or base model; from scratch a new one, which the other ranks read from rank 0."""
+    """That of the checkpoint or base model; from scratch a new one, learned from `rows`, which the other ranks read from rank 0."""
     recipe, spec, folder = attempt.method, attempt.knobs, weights.source(attempt)
     if folder:
         return recipe.load_tokenizer(folder, rows, spec)
@@ -149,9 +162,6 @@ def divided(
     def encoded(part: Rows) -> Items:
         return encode(part, learner, recipe, attempt.cache, events)
 
-    if more is None and joins_rows(recipe) and len(rows) > 1 and spec.valid_fraction > 0:
-        learned, chosen = recipe.split(rows, spec.valid_fraction, attempt.seed)
-        rows, more = rows.part(learned, refused=rows.refused), rows.part(chosen) if chosen else None
     items = encoded(rows)
     every = list(range(len(items)))
     if more is not None:

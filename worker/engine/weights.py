@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from peft.utils.error import NoMatchingPeftModuleError
 from transformers.pytorch_utils import Conv1D
 
 from shared.errors import Refused
@@ -77,11 +78,22 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device
         if train and not lora:
             learner.model = learner.model.merge_and_unload().requires_grad_()
     elif train and lora:
-        adapter = recipe.lora(learner)
-        adapter.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in learner.model.modules())
-        learner.model = get_peft_model(learner.model, adapter)
+        learner.model = with_adapter(recipe, learner)
     place(learner, where, train=train, lora=lora)
     learner.model.train(train)
+
+
+def with_adapter(recipe: Recipe, learner: Learner) -> PeftModel:
+    """The model with a new adapter on it. Raises Refused for an architecture that can bear none."""
+    adapter = recipe.lora(learner)
+    adapter.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in learner.model.modules())
+    try:
+        return get_peft_model(learner.model, adapter)
+    except NoMatchingPeftModuleError:
+        raise Refused(
+            f"A model of the kind «{learner.model.config.model_type}» has no layers for an adapter: train «full».",
+            param="method",
+        ) from None
 
 
 def place(learner: Learner, where: torch.device, *, train: bool, lora: bool) -> None:
