@@ -93,11 +93,9 @@ def read(
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), min_size=1, max_size=8))
 def test_lines_are_joined_again_without_loss(kind: str, piece: int, texts: list[str]):
     rows = [text.replace("\n", " ") + "\n" for text in texts]
-    kept, stream.PIECE = stream.PIECE, piece
-    try:
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(stream, "PIECE", piece)
         blocks, text = read(rows, kind)
-    finally:
-        stream.PIECE = kept
     assert text == "".join(rows)
     assert sum(block["chars"] for _, block in blocks) == len(text)
 
@@ -194,7 +192,7 @@ def test_bits_per_character_of_a_model_that_knows_nothing(trained: dict[str, Pat
     with torch.no_grad():
         learner.model.get_input_embeddings().weight.zero_()  # tied to the output: every token is as likely
     rows = [{"text": "Größe ☃\n"}, {"text": "and so are you."}]
-    items = [block | {"row": place} for place, block in RECIPE.encode_all(rows, learner)]
+    items: list[Any] = [block | {"row": place} for place, block in RECIPE.encode_all(rows, learner)]
     scores = RECIPE.evaluate(learner, rows, [(items, RECIPE.collate(items, learner))])
     words, tokens = len(learner.tokenizer), sum(len(item["input_ids"]) - 1 for item in items)
     assert scores.metrics["perplexity"] == pytest.approx(words, rel=1e-4)
@@ -252,7 +250,7 @@ def test_a_base_model_reads_on_with_an_adapter_and_no_further_than_it_can(tmp_pa
     attempt = write_attempt(tmp_path / "attempt", **given)
     assert run_here(attempt) == 0, events(attempt, "error")
     assert (checkpoints(attempt)[-1] / "servable" / "adapter_config.json").exists()
-    learner = Learner(spec=RECIPE.spec(max_length=4096), facts={}, source=base)
+    learner = Learner(spec=CausalLMSpec(max_length=4096), facts={}, source=base)
     learner.tokenizer = RECIPE.load_tokenizer(base, [], learner.spec)
     items = [item for _, item in RECIPE.encode_all(LINES, learner)]
     assert max(RECIPE.length(item) for item in items) == 256
