@@ -54,6 +54,7 @@ class TextToImage(Generator):
         for shift in range(4)
         for across in (True, False)
     ] * 2
+    family = "Pictures and sounds"
     place = 90
 
     def form(self, content: bytes) -> tuple[int, int]:
