@@ -6,8 +6,8 @@ that cannot be answered carries "error" {message, code, param} from the start. T
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,13 +17,14 @@ from shared import formats
 from shared.errors import Refused
 from shared.formats import ROW, BadRow, quoted
 from shared.recipe import Recipe
+from shared.sampling import Sampling, checked
 
 CHAT = "/v1/chat/completions"
 PREDICTIONS = "/v1/predictions"
 ENDPOINTS = (CHAT, PREDICTIONS)
 MOST_REQUESTS = 50_000
 MOST_ERRORS = 100
-MOST_TOKENS = 32_768
+NAMES = tuple(one.name for one in fields(Sampling))
 ROWS_AT_ONCE = 1024
 
 # what would change an answer and cannot be done, and the values that ask for nothing
@@ -74,10 +75,14 @@ class Bad(Exception):
 
 @dataclass
 class Reading:
-    """A batch file on its way: iterate to get the requests; then `problems` says what is wrong."""
+    """A batch file on its way: iterate to get the requests; then `problems` says what is wrong.
+
+    `reads` are the knobs of `Sampling` that the recipe reads.
+    """
 
     file: BinaryIO
     endpoint: str
+    reads: Iterable[str] = NAMES
     model: str | None = None  # as the first line names it
     problems: list[Problem] = field(default_factory=list)
     lines: dict[str, int] = field(default_factory=dict)  # custom_id → its line
@@ -138,8 +143,8 @@ class Reading:
         known = {"row": line, "custom_id": custom_id}
         if self.endpoint == PREDICTIONS:
             require(body, "input", dict, "body.")
-            return known | {"input": body["input"], "sampling": {}}
-        return known | chat_request(body)
+            return known | with_sampling(body["input"], body, self.reads)
+        return known | chat_request(body, self.reads)
 
     def check(self) -> None:
         """Raises BadBatch where a line was wrong. Call it after the iteration."""
@@ -147,9 +152,9 @@ class Reading:
             raise BadBatch(self.problems)
 
 
-def read(file: BinaryIO, endpoint: str, model: str | None = None) -> Reading:
+def read(file: BinaryIO, endpoint: str, reads: Iterable[str] = NAMES) -> Reading:
     """The requests of a batch file, as a stream: iterate, then call `check`."""
-    return Reading(file, endpoint, model)
+    return Reading(file, endpoint, reads)
 
 
 def first_model(file: BinaryIO) -> str | None:
@@ -198,60 +203,34 @@ def require(asked: dict[str, Any], name: str, of: type, before: str = "") -> Non
         raise Bad("invalid_type", f"Invalid type for '{before}{name}': expected {kind}.", before + name)
 
 
-def chat_request(body: dict[str, Any]) -> dict[str, Any]:
-    """{"input", "sampling"} of a chat body; or {"input", "error"} where this request alone is wrong.
-
-    Raises Bad for what OpenAI fails a batch for.
-    """
+def chat_request(body: dict[str, Any], reads: Iterable[str]) -> dict[str, Any]:
+    """The request that a chat body makes. Raises Bad for what OpenAI fails a batch for."""
     if body.get("stream"):
         raise Bad("streaming_unsupported", "Streaming is not supported in batches.", "body.stream")
     if not isinstance(body.get("messages"), list) or not body["messages"]:
         raise Bad("invalid_request", "The body has no messages.", "body.messages")
-    given = {"messages": body["messages"]}
+    return with_sampling({"messages": body["messages"]}, body, reads)
+
+
+def with_sampling(given: dict[str, Any], body: dict[str, Any], reads: Iterable[str]) -> dict[str, Any]:
+    """{"input", "sampling"}; or {"input", "error"} where this request alone is wrong."""
     try:
-        return {"input": given, "sampling": sampling(body)}
+        return {"input": given, "sampling": sampling(body, reads)}
     except Refused as wrong:
         return {"input": given, "error": {"message": wrong.message, "code": wrong.code, "param": wrong.param}}
 
 
-def sampling(body: dict[str, Any]) -> dict[str, Any]:
-    """The knobs of generation that a chat body gives. Raises Refused for one that cannot be honoured."""
+def sampling(body: dict[str, Any], reads: Iterable[str]) -> dict[str, Any]:
+    """The knobs of generation that a body gives. Raises Refused for one that cannot be honoured."""
     for name, nothing in CANNOT.items():
         if body.get(name) is not None and body[name] not in nothing:
             raise Refused(
                 f"'{name}' is not supported by this server.", param=name, code="unsupported_parameter"
             )
-    known: dict[str, Any] = {}
-    tokens = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    for name, mine, low, high, whole in (
-        (tokens, "max_tokens", 1, MOST_TOKENS, True),
-        ("temperature", "temperature", 0, 2, False),
-        ("top_p", "top_p", 0, 1, False),
-        ("top_k", "top_k", 0, 1_000_000, True),
-        ("seed", "seed", -(2**63), 2**63 - 1, True),
-    ):
-        if body.get(name) is not None:
-            known[mine] = number(name, body[name], low, high, whole=whole)
-    if body.get("stop"):
-        known["stop"] = stops(body["stop"])
-    return known
-
-
-def number(name: str, value: Any, low: float, high: float, *, whole: bool) -> float:
-    """The value, where it is a number within its bounds. Raises Refused."""
-    wanted = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, wanted) or not low <= value <= high:
-        kind = "a whole number" if whole else "a number"
-        raise Refused(f"'{name}' must be {kind} from {low} to {high}.", param=name)
-    return value
-
-
-def stops(value: Any) -> list[str]:
-    """The texts that end an answer. Raises Refused."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or len(texts) > 4 or not all(isinstance(t, str) and t for t in texts):
-        raise Refused("'stop' must be a text or at most 4 texts.", param="stop")
-    return texts
+    given = {name: body[name] for name in NAMES if name in body}
+    if body.get("max_completion_tokens") is not None:
+        given["max_tokens"] = body["max_completion_tokens"]
+    return checked(given, reads)
 
 
 def requests_from_dataset(
@@ -259,8 +238,9 @@ def requests_from_dataset(
 ) -> Iterator[dict[str, Any]]:
     """A request for every row of a dataset's Parquet file, by the recipe's input columns.
 
-    `columns` maps the recipe's columns to the dataset's; `given` is the sampling. Raises Refused where
-    an input column is missing; a row that the recipe cannot read carries its error.
+    `columns` maps the recipe's columns to the dataset's; `given` is the sampling, its seed that of all rows
+    together: row n is drawn with seed + n. Raises Refused where an input column is missing; a row that the
+    recipe cannot read carries its error.
     """
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
@@ -270,7 +250,10 @@ def requests_from_dataset(
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted):
             for row in batch.to_pylist():
                 place += 1
-                yield {"row": row.get(ROW, place)} | row_request(recipe, row, mapping, given or {})
+                number, way = row.get(ROW, place), dict(given or {})
+                if "seed" in way:
+                    way["seed"] += number
+                yield {"row": number} | row_request(recipe, row, mapping, way)
 
 
 def input_columns(recipe: Recipe, columns: dict[str, str] | None, names: list[str]) -> dict[str, str]:

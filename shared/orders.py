@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from sqlmodel import Session, col, select
 
-from shared import base_models, datasets
+from shared import base_models, datasets, sampling
 from shared import recipe as recipes
 from shared.errors import Refused
 from shared.ids import new_id
@@ -165,7 +164,8 @@ def accept_inference(db: Session, order: Order, job: Job, import_needed: ImportN
     if endpoint != recipe.endpoint:
         raise Refused(f"«{order.model}» answers at {recipe.endpoint}, not at {endpoint}.", param="endpoint")
     job.recipe = recipe.name
-    job.spec = {"endpoint": endpoint, "sampling": sampling(order)}
+    sampled = sampling.checked(order.hyperparameters, recipe.samples_with, order.param)
+    job.spec = {"endpoint": endpoint, "sampling": sampled}
     if order.file_id:
         job.file_id = use_file(db, order)
     elif order.dataset_version_id:
@@ -332,25 +332,6 @@ def trained_by(db: Session, checkpoint_id: str | None) -> Job | None:
     """The job that made the checkpoint."""
     checkpoint = db.get(Checkpoint, checkpoint_id) if checkpoint_id else None
     return db.get(Job, checkpoint.job_id) if checkpoint else None
-
-
-def sampling(order: Order) -> dict[str, Any]:
-    """How answers are generated: a value for each knob that was given. Raises Refused naming it."""
-    given = {k: v for k, v in order.hyperparameters.items() if v not in ("auto", None, "")}
-    try:
-        checked = asdict(TypeAdapter(recipes.Sampling).validate_python(given))
-    except ValidationError as wrong:
-        first = wrong.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        raise Refused(f"{name}: {first['msg']}.", param=order.param + name) from None
-    if unknown := set(given) - set(checked):
-        name = min(unknown)
-        raise Refused(
-            f"Unrecognized hyperparameter «{name}». There are: {', '.join(checked)}.",
-            param=order.param + name,
-            code="unknown_parameter",
-        )
-    return {k: checked[k] for k in given}
 
 
 def use_file(db: Session, order: Order) -> str:

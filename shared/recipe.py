@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from shared.errors import Refused
+from shared.sampling import Sampling
 from shared.spec import Spec
 
 
@@ -52,20 +53,6 @@ class Finding:
 
 
 MAX_FINDINGS = 100
-
-
-@dataclass
-class Sampling:
-    """How text is generated; temperature 0 is greedy."""
-
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: list[str] = field(default_factory=list)
-    beams: int = 1  # more than one: beam search, which is deterministic
-    guidance: float | None = None  # of a diffusion model; None: as it was trained to be used
 
 
 class Media(NamedTuple):

@@ -13,7 +13,8 @@ from shared import jobs, queue
 from shared.db import transaction
 from shared.errors import Refused
 from shared.jobs import Order
-from shared.recipe import Recipe, Sampling, recipes
+from shared.recipe import Recipe, recipes
+from shared.sampling import KNOBS, Sampling, parsed
 from shared.tables import BaseModel, Checkpoint, DatasetVersion, Job, Kind, Ready, State
 from web import forms
 from web.new_job import version_of, versions_for
@@ -21,11 +22,6 @@ from web.new_job import version_of, versions_for
 pages = Blueprint("batches", __name__)
 
 CHAT = "/v1/chat/completions"
-KNOBS = {  # of `Sampling`: title, help
-    "max_tokens": ("Longest answer", "Tokens."),
-    "temperature": ("Temperature", "0 always takes the likeliest token."),
-    "top_p": ("Top p", "1 keeps every token."),
-}
 
 
 @pages.get("/batches/new")
@@ -54,7 +50,7 @@ def submit() -> Response | tuple[str, int] | str:
         if not typed["dataset"]:
             raise Refused("Choose the dataset whose rows are answered.", param="dataset")
         with transaction() as db:
-            job = jobs.submit(db, order(typed), idempotency_key=f"form-{typed['nonce']}")
+            job = jobs.submit(db, order(db, typed), idempotency_key=f"form-{typed['nonce']}")
         queue.wake(job.slot)
         return redirect(f"/jobs/{job.id}", 303)
     except Refused as refusal:
@@ -66,14 +62,17 @@ def submit() -> Response | tuple[str, int] | str:
         return drawn(db, typed, wrong), 422
 
 
-def order(typed: dict[str, Any]) -> Order:
-    """The order that the form stands for."""
+def order(db: Session, typed: dict[str, Any]) -> Order:
+    """The order that the form stands for. Knobs of a model that was chosen before are left out."""
+    recipe = recipe_of(models(db), typed["model"])
+    reads = recipe.samples_with if recipe else KNOBS
+    turned = {name: text for name, text in typed["sampling"].items() if text and name in reads}
     return Order(
         team_id=g.caller.team_id,
         kind=Kind.INFER,
         model=typed["model"] or None,
         dataset_version_id=typed["dataset"],
-        hyperparameters={name: value for name, value in typed["sampling"].items() if value != ""},
+        hyperparameters={name: parsed(name, text) for name, text in turned.items()},
         columns=typed["columns"] or None,
         name=typed["name"],
         created_by=g.caller.user_id,
@@ -115,9 +114,11 @@ def drawn(db: Session, typed: dict[str, Any], wrong: dict[str, str]) -> str:
         names=names,
         version=version,
         version_options=[(v.id, f"{d.name} v{v.number}, {v.rows:,} rows") for v, d in versions_for(db)],
-        sampling={name: (*KNOBS[name], defaults[name]) for name in KNOBS}
-        if recipe and recipe.endpoint == CHAT
-        else {},
+        sampling={
+            name: (knob.title, knob.help, defaults[name])
+            for name, knob in KNOBS.items()
+            if recipe and name in recipe.samples_with
+        },
     )
 
 

@@ -125,7 +125,7 @@ def inference(trip: "Trip") -> dict[str, Any]:
         )
         write_requests(requests, rows)
     elif file is not None:
-        read_batch(file, job.spec["endpoint"], trip.folder / "batch.jsonl", requests)
+        read_batch(file, job, trip.folder / "batch.jsonl", requests)
     fetch_shards(trip)
     spec = trained.spec if trained else recipe.spec().model_dump(mode="json")
     return {"kind": "infer", "spec": spec, "requests": str(requests)} | weights(trip.machine, start)
@@ -174,12 +174,12 @@ def fetch_shards(trip: "Trip") -> None:
             shards.forget(db, trip.lease_id, shard)
 
 
-def read_batch(file: File, endpoint: str, source: Path, requests: Path) -> None:
+def read_batch(file: File, job: Job, source: Path, requests: Path) -> None:
     """A batch file's lines as requests. Raises batches.BadBatch with every bad line."""
     if storage.get(file.key, source) != file.sha256:
         raise storage.Corrupt(f"{file.key} is not what was uploaded: its SHA-256 differs")
     with source.open("rb") as lines:
-        reading = batches.read(lines, endpoint)
+        reading = batches.read(lines, job.spec["endpoint"], recipes.get(job.recipe or "").samples_with)
         write_requests(requests, reading)
     reading.check()
 

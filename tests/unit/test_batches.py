@@ -129,7 +129,7 @@ def test_bytes_that_are_no_text_fail_at_their_line():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n", 2), ("tools", [{}]), ("logprobs", True), ("response_format", {"type": "json_object"}),
+    [("beams", 17), ("top_k", -1), ("n", 2), ("tools", [{}]), ("logprobs", True), ("response_format", {"type": "json_object"}),
      ("frequency_penalty", 0.5), ("temperature", 3), ("temperature", "hot"), ("max_tokens", 0), ("max_tokens", 1.5),
      ("top_p", True), ("stop", ["a"] * 5), ("stop", [""])],
 )  # fmt: skip
@@ -138,6 +138,22 @@ def test_what_cannot_be_honoured_fails_that_request_alone(name: str, value: Any)
     assert not problems
     assert requests[0]["error"]["param"] == name
     assert "error" not in requests[1]
+
+
+def test_predictions_take_the_knobs_that_their_recipe_reads():
+    def ask(**knobs: Any) -> dict[str, Any]:
+        body = {"model": "m", "input": {"text": "x"}} | knobs
+        return {"custom_id": str(knobs), "method": "POST", "url": PREDICTIONS, "body": body}
+
+    knobs = {"max_tokens": 9, "beams": 4, "top_k": 3, "top_p": 0.5, "seed": 1, "stop": ["\n"]}
+    lines = [ask(**knobs), ask(temperature=0.5, beams=2), ask(guidance=3.0), ask(user="somebody")]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    reads = ("max_tokens", "temperature", "top_p", "top_k", "beams", "seed", "stop")
+    good, both, unread, plain = batches.read(io.BytesIO(text.encode()), PREDICTIONS, reads)
+    assert good["sampling"] == knobs
+    assert "Beam search draws nothing" in both["error"]["message"]
+    assert (unread["error"]["param"], unread["error"]["code"]) == ("guidance", "unsupported_parameter")
+    assert plain["sampling"] == {}
 
 
 def test_values_that_ask_for_nothing_are_taken():
@@ -274,6 +290,12 @@ def test_a_datasets_rows_are_asked_without_what_is_learned(tmp_path: Path):
         {"row": 2, "input": {"text": "a"}, "sampling": {"max_tokens": 3}},
         {"row": 5, "input": {"text": "b"}, "sampling": {"max_tokens": 3}},
     ]
+
+
+def test_each_row_of_a_dataset_is_drawn_by_a_seed_of_its_own(tmp_path: Path):
+    path = dataset(tmp_path, **{ROW: [2, 5]}, text=["a", "b"])
+    requests = list(batches.requests_from_dataset(path, get("classification"), given={"seed": 10}))
+    assert [request["sampling"] for request in requests] == [{"seed": 12}, {"seed": 15}]
 
 
 def test_rows_without_labels_can_be_asked(tmp_path: Path):
