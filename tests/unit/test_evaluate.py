@@ -146,6 +146,43 @@ def test_a_base_model_and_a_checkpoint_of_it_are_judged_on_the_same_draws(tmp_pa
     assert isinstance(before["worst"][0]["prompt"], list)
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_preferences_are_judged_against_what_the_training_started_from(tmp_path: Path, method: str):
+    base = TINY["causal_lm"](tmp_path / "tiny")
+    pairs = [
+        {"prompt": f"What is {word}?", "chosen": f"{word} is weather", "rejected": "no"} for word in WORDS * 3
+    ]
+    data = parquet(tmp_path / "rows.parquet", pairs)
+    common = {
+        "recipe": "dpo",
+        "columns": {name: name for name in pairs[0]},
+        "base_model": base,
+        "valid": data,
+    }
+    spec = {
+        "method": method,
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 0.005,
+        "evaluations": 1,
+        "checkpoints": 1,
+    }
+    train = write_attempt(tmp_path / "train", train=data, spec=spec, **common)
+    assert run_here(train) == 0
+    trained = checkpoints(train)[-1] / "servable"
+    weights = {"adapter": trained} if method == "lora" else {"base_model": trained}
+    after = write_attempt(
+        tmp_path / "after", kind="evaluate", reference={"base_model": str(base)}, **common | weights
+    )
+    before = write_attempt(tmp_path / "before", kind="evaluate", **common)
+    assert run_here(after) == run_here(before) == 0
+    [last] = [
+        event["data"]["metrics"] for event in events(train, "eval") if event["data"]["which"] == "tuned"
+    ]
+    assert report(after)["metrics"] == pytest.approx(last, rel=1e-4)
+    assert report(before)["metrics"]["accuracy"] == 0.5  # a model is as likely as itself: all ties
+
+
 def test_metrics_of_sums_are_resampled_as_if_each_row_were_added_up():
     recipe = get("sft")
     dice = np.random.default_rng(3)
