@@ -18,3 +18,14 @@ def king_james() -> list[str]:
             "SELECT Passage1, Passage2 FROM Bible ORDER BY TestamentID, BookID, ChapterID, VerseID"
         )
         return [VERSE.sub("", " ".join(part for part in row if part)).strip() + "\n" for row in rows]
+
+
+def beginning(characters: int) -> list[str]:
+    """Its first lines, up to that many characters."""
+    lines, size = [], 0
+    for line in king_james():
+        size += len(line)
+        if size > characters:
+            break
+        lines.append(line)
+    return lines
