@@ -47,9 +47,16 @@ class MaskedLMSpec(PretrainSpec):
     """Knobs of masked language modelling."""
 
     epochs: float = knob(8, gt=0, le=1000, title="Epochs", help="Times that the text is read.")
-    batch_size: int = knob(16, ge=1, le=1024, title="Batch size", help="Blocks in one optimizer step.")
+    batch_size: int = knob(8, ge=1, le=1024, title="Batch size", help="Blocks in one optimizer step.")
     max_length: int = knob(
         128, ge=16, le=131_072, title="Block length", help="Tokens that the model sees at once in training."
+    )
+    learning_rate: float | None = knob(
+        None,
+        gt=0,
+        le=1,
+        title="Learning rate",
+        help="Peak of the learning-rate schedule. Empty: 0.001 from scratch, 0.0001 from learned weights.",
     )
     mask_fraction: float = knob(
         0.15,
@@ -65,6 +72,11 @@ class MaskedLMSpec(PretrainSpec):
         help="Also learn whether the second half of a block follows the first, or is from elsewhere. Only for BERT.",
         advanced=True,
     )
+
+    @classmethod
+    def usual_rate(cls, *, scratch: bool) -> float:
+        """An encoder from scratch bears less than a decoder: at 0.003 it only learns how frequent tokens are."""
+        return 1e-3 if scratch else 1e-4
 
 
 class MaskedLM(Recipe):
