@@ -5,8 +5,10 @@ job that turns it into Parquet and says what it found. `DatasetVersion.report` i
 
     {"format": "jsonl", "rows": 96, "bytes": 9000, "content_hash": "…",
      "columns": [{"name", "type", "filled", "distinct", "min_length", "mean_length", "max_length",
-                  "values": [{"value", "count"}, … 20 at most]}],
-     "preview": [the first 50 rows], "preview_rows": [their numbers in the user's file],
+                  "values": [{"value", "count"}, … 20 at most],
+                  of pictures and sounds instead: "sizes": [{"value", "count"}], "seconds": [least, mean, most]}],
+     "preview": [the first 50 rows; a picture or sound as {"media": name, …}, see `shared.media`],
+     "preview_rows": [their numbers in the user's file],
      "findings": [{"row", "column", "message", "fatal"}],
      "fits": {recipe: {"columns": {the recipe's column: the dataset's}, "findings": […],
                        "fatal": how many, "skipped": how many}}}
@@ -25,7 +27,7 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
-from shared import archives, bundles, formats, model_files, queue, storage, uploads
+from shared import archives, bundles, formats, media, model_files, queue, storage, uploads
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.formats import HEAD, Glance
@@ -399,7 +401,7 @@ def delete(db: Session, dataset: Dataset) -> None:
     if name := db.exec(scheduled.limit(1)).first():
         raise in_use(f"The schedule «{name}» trains on «{dataset.name}». Delete the schedule first.")
     dataset.deleted_at = now()
-    keys = [version.key for version in versions(db, dataset.id) if version.key]
+    keys = [key for version in versions(db, dataset.id) for key in keys_of(version)]
     files = select(File).join(DatasetVersion, col(DatasetVersion.file_id) == File.id)
     for file in db.exec(files.where(DatasetVersion.dataset_id == dataset.id)).all():
         file.deleted_at = now()
@@ -418,7 +420,13 @@ def delete_file(db: Session, file: File) -> None:
     if job_id := db.exec(using.limit(1)).first():
         raise in_use(f"The file is in use by {job_id}. Cancel that job, or wait for it.")
     file.deleted_at = now()
-    uploads.delete_after_commit(db, [file.key] + [v.key for v in db.exec(read).all() if v.key])
+    rows = [key for version in db.exec(read).all() for key in keys_of(version)]
+    uploads.delete_after_commit(db, [file.key, *rows])
+
+
+def keys_of(version: DatasetVersion) -> list[str]:
+    """What is stored of a version beside the file as it came."""
+    return [version.key, *media.preview_keys(version)] if version.key else []
 
 
 def in_use(message: str) -> Refused:

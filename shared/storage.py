@@ -2,6 +2,7 @@
 
     teams/<team>/files/<file id>                     what was uploaded
     teams/<team>/datasets/<version id>.parquet       rows
+    teams/<team>/datasets/<version id>/preview/…     small pictures and sounds of the first rows
     teams/<team>/jobs/<job>/…                        checkpoints and artifacts
     base/<hash>/…                                    base models, read-only
 

@@ -10,12 +10,13 @@ from sqlmodel import Session, col, func, select
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response
 
-from shared import datasets
+from shared import datasets, media
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.recipe import Recipe, recipes
 from shared.settings import settings
 from shared.tables import DatasetVersion, File, Job, Ready
+from web.downloads import shown
 
 pages = Blueprint("datasets", __name__)
 
@@ -130,6 +131,17 @@ def show(dataset_id: str) -> str:
             fits=fits(version),
             most=settings().max_upload_bytes,
         )
+
+
+@pages.get("/datasets/<dataset_id>/versions/<number>/media/<name>")
+def medium(dataset_id: str, number: str, name: str) -> Response:
+    """A small picture or sound among a version's first rows. Raises NotFound."""
+    with transaction() as db:
+        dataset = datasets.get(db, g.caller.team_id, dataset_id)
+        version = next((one for one in datasets.versions(db, dataset.id) if str(one.number) == number), None)
+    if version is None:
+        raise NotFound("version", number)
+    return shown(media.preview_key(version, name), name)
 
 
 @pages.post("/datasets/<dataset_id>/delete")

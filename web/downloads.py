@@ -11,7 +11,7 @@ from sqlmodel import Session, select
 from werkzeug.http import parse_range_header
 from werkzeug.wrappers import Response as Answer
 
-from shared import checkpoints, downloads, jobs, queue, shards, storage
+from shared import checkpoints, downloads, jobs, media, queue, shards, storage
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.settings import settings
@@ -36,10 +36,17 @@ def open_link(token: str) -> Answer:
     return ranged(what.key, what.filename)
 
 
-def shown(key: str, filename: str, kind: str) -> Response:
-    """A picture or sound of ours, under a name that never means other bytes: browsers show and keep it."""
-    answer = ranged(key, filename)
-    answer.mimetype = kind
+def shown(key: str | None, name: str) -> Response:
+    """A picture or sound of ours, under a name that never means other bytes: browsers show and keep it.
+    Raises NotFound.
+    """
+    if key is None:
+        raise NotFound("file", name)
+    try:
+        answer = ranged(key, name)
+    except storage.Missing:
+        raise NotFound("file", name) from None
+    answer.mimetype = media.TYPES[name.rsplit(".", 1)[-1]]
     answer.headers.remove("Content-Disposition")
     answer.headers["Cache-Control"] = "private, max-age=31536000, immutable"
     return answer

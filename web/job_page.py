@@ -7,9 +7,8 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, render_template
 from sqlmodel import Session, col, select
 
-from shared import base_models, checkpoints, events, media, ranking, shards, storage
+from shared import base_models, checkpoints, events, media, ranking, shards
 from shared.db import transaction
-from shared.errors import NotFound
 from shared.recipe import Recipe, recipes, wire_name
 from shared.settings import settings
 from shared.tables import (
@@ -125,12 +124,7 @@ def medium(job_id: str, name: str) -> Response:
 
     with transaction() as db:
         key = media.key(own(db, job_id), name)
-    if key is None:
-        raise NotFound("file", name)
-    try:
-        return shown(key, name, media.TYPES[name.rsplit(".", 1)[-1]])
-    except storage.Missing:
-        raise NotFound("file", name) from None
+    return shown(key, name)
 
 
 def surroundings(db: Session, job: Job, recipe: Recipe | None) -> dict[str, Any]:

@@ -124,6 +124,7 @@ POLICY: dict[str, Rule] = {
     "datasets.upload": MEMBER,
     "datasets.sample": MEMBER,
     "datasets.show": VIEWER,
+    "datasets.medium": VIEWER,
     "datasets.delete": OWNER,
     "models.index": VIEWER,
     "models.upload": MEMBER,

@@ -27,7 +27,7 @@ from shared import recipe as recipes
 from shared.db import transaction
 from shared.errors import Refused
 from shared.ids import new_id
-from shared.tables import Artifact, Event, EventType, File, Job, Kind, Outcome, Ready, Team
+from shared.tables import Artifact, DatasetVersion, Event, EventType, File, Job, Kind, Outcome, Ready, Team
 from worker.exits import Ending
 from worker.fetching import REQUESTS
 
@@ -48,6 +48,7 @@ EVALUATED = (  # of an evaluation's report, what its job keeps
     "seconds",
 )
 MOST_ZIP_BYTES = 2**40
+MOST_PREVIEWS, MOST_PREVIEW_BYTES = 200, 4 * 1024 * 1024
 
 
 @dataclass
@@ -296,12 +297,23 @@ def imported(trip: "Trip") -> Result:
     key = f"teams/{job.team_id}/datasets/{version_id}.parquet"
     content_hash = storage.sha256_of(path)
     storage.put(key, path)
+    store_previews(version_id, artifacts / "preview")
 
     def record_version(db: Session) -> dict[str, Any]:
         datasets.record_import(db, version_id, report, key, content_hash)
         return {}
 
     return Result(record_version)
+
+
+def store_previews(version_id: str, folder: Path) -> None:
+    """The small pictures and sounds of the first rows; what goes by another name or is large stays here."""
+    with transaction() as db:
+        version = db.get_one(DatasetVersion, version_id)
+    small = [path for path in sorted(folder.glob("*")) if path.is_file() and not path.is_symlink()]
+    for path in [path for path in small if path.stat().st_size <= MOST_PREVIEW_BYTES][:MOST_PREVIEWS]:
+        if key := media.preview_key(version, path.name):
+            storage.put(key, path)
 
 
 def read_report(path: Path) -> dict[str, Any]:

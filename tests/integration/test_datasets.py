@@ -3,11 +3,13 @@
 import hashlib
 import io
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from sqlmodel import Session, select
 
 from shared import datasets, jobs, recipe, storage
@@ -15,8 +17,11 @@ from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.settings import settings
 from shared.tables import Dataset, DatasetVersion, File, Job, Ready, State, Team
-from tests.factories import CHAT, a_dataset, a_job, a_team
+from tests.factories import CHAT, a_dataset, a_job, a_team, a_user
+from tests.imports import picture, zipped
 from tests.services import Live
+from tests.visitor import Visitor
+from web import create_app
 
 ROWS = "".join(json.dumps(row) + "\n" for row in CHAT).encode()
 
@@ -281,3 +286,41 @@ def test_a_worker_imports_what_was_uploaded(live: Live):
     assert "Line 1000001 is not JSON: it begins «{oops»" in (failed.error or "")
     with transaction() as db:
         assert db.get_one(File, good.id).status == "processed"
+
+
+def test_pictures_are_uploaded_previewed_and_shown_to_their_team_alone(live: Live):
+    with transaction() as db:
+        team = a_team(db)
+        people = a_user(db, team), a_user(db, a_team(db))
+    mine, other = (Visitor(create_app(), person) for person in people)
+    pets = zipped(
+        {
+            "pets/cat/1.png": picture("red", (300, 150)),
+            "pets/dog/1.jpg": picture("blue", format="JPEG"),
+            "pets/dog/2.png": b"broken",
+        }
+    )
+    sent = mine.post("/datasets", "/datasets", file=(io.BytesIO(pets), "pets.zip"))
+    assert sent.status_code == 303
+    version = version_of(team, sent.location.split("/")[2].split("?")[0])
+    version = datasets.await_import(version.id, 60)
+    assert version.state == Ready.READY, version.error
+    page = mine.get(sent.location).text
+    shown = dict(re.findall(r'<img class="picture" src="([^"]+)" alt="([^"]+)"', page))
+    assert list(shown.values()) == ["image of row 1: cat", "image of row 2: dog"]
+    assert "«pets/dog/2.png» is no PNG, JPEG, WebP, BMP or GIF picture; it is left out." in page
+    assert "300 × 150" in page
+    for address in shown:
+        answer = mine.get(address)
+        assert (answer.status_code, answer.mimetype) == (200, "image/png")
+        assert Image.open(io.BytesIO(answer.data)).width <= 128
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cache-Control"] == "private, max-age=31536000, immutable"
+        assert other.get(address).status_code == 404
+        assert mine.get(address.replace("/versions/1/", "/versions/2/")).status_code == 404
+    assert mine.get(next(iter(shown)).rsplit("/", 1)[0] + "/secret.txt").status_code == 404
+    stored = objects(team)
+    assert len(stored) == 4  # the zip, the rows, two previews
+    with transaction() as db:
+        datasets.delete(db, datasets.get(db, team.id, version.dataset_id))
+    assert objects(team) == []

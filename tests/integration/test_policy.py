@@ -81,6 +81,7 @@ def world(app):
             "user_id": owner.id,
             "link_id": db.exec(select(Link.id)).one(),
             "name": "adapter_config.json",
+            "number": "version 1",
         }
         token_secret = a_token(db, alpha)
         ids["token_id"] = db.connection().execute(text("SELECT id FROM api_tokens")).scalar_one()

@@ -25,7 +25,7 @@ from shared.spec import LoraSpec, Spec
 from worker.engine.events import Events
 from worker.engine.items import Items
 
-CHUNK = 1024  # rows turned into Python objects at once
+CHUNK, CHUNK_BYTES = 1024, 64 * 1024**2  # rows turned into Python objects at once
 POOL = 24  # batches' worth of rows that are sorted by length together
 PRIME = 1_000_003  # keeps the seeds of steps and items apart
 MOST_EVALUATED = 512  # held-out rows that an evaluation reads
@@ -44,6 +44,8 @@ class Rows(Sequence[dict[str, Any]]):
         stored = set(pq.read_schema(path).names) & {*columns.values(), ROW}
         self.table = pq.read_table(path, columns=sorted(stored), memory_map=True)
         self.recipe, self.columns = recipe, columns
+        size = max(1, self.table.nbytes // max(1, self.table.num_rows))
+        self.at_once = max(1, min(CHUNK, CHUNK_BYTES // size))
         self.chunk: tuple[int, list[dict[str, Any]]] = (-1, [])
         self.numbers: list[int] = []
         self.refused: list[tuple[int, str]] = []
@@ -73,9 +75,9 @@ class Rows(Sequence[dict[str, Any]]):
 
     def read(self, number: int) -> dict[str, Any]:
         """Row `number` of the file, from 1. Raises Refused."""
-        start = (number - 1) // CHUNK * CHUNK
+        start = (number - 1) // self.at_once * self.at_once
         if self.chunk[0] != start:
-            self.chunk = (start, self.table.slice(start, CHUNK).to_pylist())
+            self.chunk = (start, self.table.slice(start, self.at_once).to_pylist())
         return self.recipe.canonical(self.chunk[1][number - 1 - start], self.columns)
 
 
