@@ -36,22 +36,23 @@ def index(job_id: str) -> Response:
 def files(job_id: str, checkpoint_id: str) -> Response:
     """List a checkpoint's files with links to download them.
 
-    As trained: an adapter, or the full model. `form=merged` gives the full model for every job; it is
-    queued when first asked for and built then, so ask again until `x_status` is `ready`.
+    As trained: an adapter, or the full model. `form=merged` gives the full model for every job, `form=gguf`
+    one file for llama.cpp of a Llama-type model; both are queued when first asked for and built then, and
+    compared with the trained model, so ask again until `x_status` is `ready`.
     """
     asked = wire.query(shapes.FormAsked)
     with transaction() as db:
         job = find_job(db, job_id, Kind.TRAIN)
         checkpoint = find(db, job, checkpoint_id)
-        if asked.form is None or not checkpoint.adapter:
+        if asked.form is None or (asked.form == "merged" and not checkpoint.adapter):
             return wire.answer(as_trained(checkpoint))
-        artifact = merged(db, checkpoint)
+        artifact = made(db, checkpoint, asked.form)
         if artifact is None:
             policy.require(Role.MEMBER)
-            jobs.submit_export(db, checkpoint=checkpoint, form="merged", created_by=g.caller.user_id)
+            jobs.submit_export(db, checkpoint=checkpoint, form=asked.form, created_by=g.caller.user_id)
     if artifact is None:
         queue.wake("light")
-    return wire.answer(as_merged(artifact))
+    return wire.answer(as_exported(artifact))
 
 
 def stored(job: Job) -> Any:
@@ -72,10 +73,10 @@ def find(db: Session, job: Job, name: str, param: str = "id") -> Checkpoint:
     return found
 
 
-def merged(db: Session, checkpoint: Checkpoint) -> Artifact | None:
-    """The newest try to make the merged model, if there was one."""
-    made = select(Artifact).where(Artifact.checkpoint_id == checkpoint.id, Artifact.form == "merged")
-    return db.exec(made.order_by(col(Artifact.id).desc())).first()
+def made(db: Session, checkpoint: Checkpoint, form: str) -> Artifact | None:
+    """The newest try to make that form, if there was one."""
+    tries = select(Artifact).where(Artifact.checkpoint_id == checkpoint.id, Artifact.form == form)
+    return db.exec(tries.order_by(col(Artifact.id).desc())).first()
 
 
 def as_trained(checkpoint: Checkpoint) -> shapes.CheckpointFiles:
@@ -83,8 +84,8 @@ def as_trained(checkpoint: Checkpoint) -> shapes.CheckpointFiles:
     return linked(f"{checkpoint.prefix}servable/", servable(checkpoint.manifest), checkpoint)
 
 
-def as_merged(artifact: Artifact | None) -> shapes.CheckpointFiles:
-    """The merged model, or how far it is."""
+def as_exported(artifact: Artifact | None) -> shapes.CheckpointFiles:
+    """The other form, or how far it is."""
     if artifact is None or artifact.state in (Ready.WAITING, Ready.BUILDING):
         return shapes.CheckpointFiles(data=[], x_status="building")
     if artifact.state == Ready.FAILED:

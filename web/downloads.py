@@ -143,6 +143,21 @@ def merge(checkpoint_id: str) -> Answer:
     return redirect(f"/jobs/{row.job_id}#downloads", 303)
 
 
+@pages.post("/checkpoints/<checkpoint_id>/gguf")
+def gguf(checkpoint_id: str) -> Answer:
+    """The checkpoint as one GGUF file: its download where it is made, else the job that makes it, once."""
+    with transaction() as db:
+        row, _ = own_checkpoint(db, checkpoint_id)
+        job = jobs.submit_export(db, checkpoint=row, form="gguf", created_by=g.caller.user_id)
+        made = db.exec(
+            select(Artifact).where(Artifact.job_id == job.id, Artifact.state == Ready.READY)
+        ).first()
+    if made is not None:
+        return redirect(f"/artifacts/{made.id}/download", 303)
+    queue.wake(job.slot)
+    return redirect(f"/jobs/{job.id}", 303)
+
+
 @pages.get("/artifacts/<artifact_id>/download")
 def artifact(artifact_id: str) -> Answer:
     """An artifact: its one file as it is, several as zip."""

@@ -143,6 +143,7 @@ POLICY: dict[str, Rule] = {
     "downloads.checkpoint": VIEWER,
     "downloads.checkpoint_file": VIEWER,
     "downloads.merge": MEMBER,
+    "downloads.gguf": MEMBER,
     "downloads.artifact": VIEWER,
     "downloads.everything": VIEWER,
     "downloads.uploaded": VIEWER,

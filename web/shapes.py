@@ -201,9 +201,11 @@ class JobCheckpoint(Shape):
 
 
 class FormAsked(BaseModel):
-    """In which form: as trained (an adapter or the full model), or `merged` into a full model."""
+    """In which form: as trained (an adapter or the full model), `merged` into a full model, or one `gguf` file
+    for llama.cpp (Llama-type models).
+    """
 
-    form: Literal["merged"] | None = None
+    form: Literal["merged", "gguf"] | None = None
 
 
 class CheckpointFile(Shape):

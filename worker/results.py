@@ -270,11 +270,14 @@ def exported(trip: "Trip") -> Result:
     prefix = artifact_prefix(job, artifact_id)
     manifest = storage.put_folder(prefix, trip.folder / "artifacts" / job.asked.get("form", "merged"))
 
+    told = trip.folder / "artifacts" / "agreement.json"
+    compared = read_report(told) if told.exists() else None
+
     def record(db: Session) -> dict[str, Any]:
         artifact = db.exec(select(Artifact).where(Artifact.id == artifact_id).with_for_update()).one()
         artifact.state, artifact.prefix, artifact.manifest = Ready.READY, prefix, manifest
         artifact.bytes = sum(entry["bytes"] for entry in manifest)
-        return {}
+        return {"scores": {"agreement": compared}} if compared else {}
 
     return Result(record)
 
