@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+from shared.learning import sound
 from shared.recipe import Learner
 
 LABELS = """\
@@ -41,6 +43,22 @@ for time in scheduler.timesteps:
 levels = ((x[0] + 1) * 127.5).round().clamp(0, 255).byte()
 """
 
+SOUND = """\
+decibels = levels.permute(1, 2, 0).flatten(1) / 255 * {decibels} - {quietest}
+loudness = (load_file(f"{{folder}}/mel.safetensors")["back"] @ 10 ** (decibels / 20)).clamp(min=0)
+how = {{"n_fft": {window}, "hop_length": {hop}, "window": torch.hann_window({window})}}
+turned = torch.polar(loudness, torch.rand(loudness.shape, generator=torch.Generator().manual_seed(0)) * 2 * torch.pi)
+before = torch.zeros_like(turned)
+for _ in range({rounds}):  # phases that fit the loudness
+    heard = torch.istft(torch.polar(loudness, turned.angle()), length={length}, **how)
+    again = torch.stft(heard, return_complex=True, **how)
+    turned, before = again + {momentum} * (again - before), again
+heard = torch.istft(torch.polar(loudness, turned.angle()), length={length}, **how)[:{samples}]
+with wave.open("answer.wav", "wb") as file:
+    file.setparams((1, 2, {rate}, 0, "NONE", ""))
+    file.writeframes((heard.clamp(-1, 1) * 32767).round().short().numpy().tobytes())
+"""
+
 
 def sampler(learner: Learner, imports: str, finish: str) -> str:
     """Python that asks a checkpoint for one example; `finish` makes a file of `levels` [channels, side, side]."""
@@ -50,4 +68,19 @@ def sampler(learner: Learner, imports: str, finish: str) -> str:
     sizes = {"channels": facts["channels"], "side": facts["side"], "steps": spec.sampling_steps}
     return (
         head.format(imports=imports, example=example, guidance=spec.guidance) + STEPS.format(**sizes) + finish
+    )
+
+
+def griffin_lim(layout: sound.Layout, facts: dict[str, Any]) -> str:
+    """Python that makes a WAV of `levels`, as `sound.sounded` does."""
+    return SOUND.format(
+        decibels=sound.LOUDEST - sound.QUIETEST,
+        quietest=-sound.QUIETEST,
+        window=layout.window,
+        hop=layout.hop,
+        rounds=sound.ROUNDS,
+        momentum=sound.MOMENTUM,
+        length=layout.samples,
+        samples=facts["samples"],
+        rate=facts["rate"],
     )
