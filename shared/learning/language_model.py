@@ -2,7 +2,6 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any
 
 from shared.learning import lstm, packing
@@ -21,8 +20,9 @@ def load(folder: Any) -> Any:
     return packing.prepare(model)
 
 
-def collate(items: list[dict[str, Any]], learner: Learner) -> dict[str, Any]:
-    """A packed batch, or a padded one where the model cannot be packed; see `answer_loss`.
+def collate(items: list[dict[str, Any]], learner: Learner, family: int = 1) -> dict[str, Any]:
+    """A packed batch, or a padded one where the model cannot be packed; see `answer_loss`. Of every `family`
+    items in a row the common beginning is packed once.
 
     A token is predicted from the one before it, so the last answer token and all behind it are not
     read. `places` [answer tokens] counts through the rows laid end to end (or padded), `targets` are
@@ -39,13 +39,11 @@ def collate(items: list[dict[str, Any]], learner: Learner) -> dict[str, Any]:
         targets += [item["labels"][place] for place in answers]
         owners += [number] * len(answers)
     if packs(learner):
-        shared = packing.in_common(sequences, min(own[0] for own in places))
-        batch = packing.pack(sequences, shared)
-        starts = accumulate((len(sequence) - shared for sequence in sequences), initial=0)
+        batch, starts = packing.pack(sequences, [own[0] for own in places], family)
     else:
         batch = pad([{"input_ids": sequence} for sequence in sequences], learner.tokenizer)
-        starts = (number * batch["input_ids"].shape[1] for number in range(len(items)))
-    flat = [start + place for start, own in zip(starts, places, strict=False) for place in own]
+        starts = [number * batch["input_ids"].shape[1] for number in range(len(items))]
+    flat = [start + place for start, own in zip(starts, places, strict=True) for place in own]
     found = {"places": torch.tensor(flat), "targets": torch.tensor(targets), "owners": torch.tensor(owners)}
     return batch | found
 
@@ -127,11 +125,10 @@ def answer_loss(model: Any, batch: dict[str, Any]) -> Any:
     return cross_entropy(answer_logits(model, batch), batch["targets"], reduction="sum")
 
 
-def answer_likelihoods(model: Any, batch: dict[str, Any]) -> Any:
+def answer_likelihoods(model: Any, batch: dict[str, Any], rows: int) -> Any:
     """The log-likelihood of each row's answers, [rows]: summed over their tokens."""
     from torch.nn.functional import cross_entropy
 
-    rows = len(batch["layout_rows"] if "layout_rows" in batch else batch["input_ids"])
     each = cross_entropy(answer_logits(model, batch), batch["targets"], reduction="none")
     return -each.new_zeros(rows).index_add(0, batch["owners"], each)
 

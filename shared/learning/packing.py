@@ -1,5 +1,6 @@
 """Rows laid end to end, so that no padding is computed, and a beginning that all of them share (a system
-message) computed once. Attention still sees rows apart: the result is that of padded rows.
+message) computed once, as is one that a family of rows shares (the question before two answers). Attention
+still sees rows apart: the result is that of padded rows.
 
 It works for the architectures of transformers that call their attention by name; `works` tries it out
 on the model at hand, and what does not give the same numbers is padded.
@@ -7,7 +8,7 @@ on the model at hand, and what does not give the same numbers is padded.
 
 from __future__ import annotations
 
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
 
 NAME = "burnish_packed"
@@ -15,43 +16,69 @@ CLOSE = {"cpu": 1e-3, "cuda": 5e-2}  # largest difference of logits, relative to
 
 
 class Layout(NamedTuple):
-    """Where rows stand in the packed sequence: [shared beginning, rest of row 1, rest of row 2, …].
+    """Where families of rows stand in the packed sequence: [shared beginning, rest of family 1, rest of
+    family 2, …], and the rest of a family: [its own beginning, rest of its first row, of its second, …].
 
-    `rows` [rows, longest rest] are places in the packed sequence, `back` [packed - shared] places in
-    rows × longest rest, `mask` [longest rest, shared + longest rest] who sees whom in any row.
+    `rows` [families, longest rest] are places in the packed sequence, `back` [packed - shared] places in
+    families × longest rest, `mask` [longest rest, shared + longest rest] or the same for each family who sees
+    whom in any of them, `positions` [packed] how far each token is from its row's beginning.
     """
 
     shared: int
     rows: Any
     back: Any
     mask: Any
+    positions: Any
 
 
 # The layout of the call that is being computed; None: an ordinary call.
 current: Layout | None = None
 
 
-def pack(sequences: list[list[int]], shared: int) -> dict[str, Any]:
-    """`input_ids` and `position_ids` [1, packed], and the layout's tensors; `shared` tokens are common."""
+def pack(sequences: list[list[int]], most: list[int], family: int = 1) -> tuple[dict[str, Any], list[int]]:
+    """(`input_ids` and `position_ids` [1, packed] and the layout's tensors, where each sequence starts).
+
+    Token n of a sequence stands at its start + n, for every n from the sequence's `most` on: of the tokens
+    before, as many as are common to all sequences, or to `family` sequences in a row, are there only once.
+    """
     import torch
 
-    ids, positions = sequences[0][:shared], list(range(shared))
-    longest = max(map(len, sequences)) - shared
-    rows, back = torch.zeros(len(sequences), longest, dtype=torch.long), []
-    for number, sequence in enumerate(sequences):
-        rest = len(sequence) - shared
-        rows[number, :rest] = torch.arange(len(ids), len(ids) + rest)
-        back += range(number * longest, number * longest + rest)
-        ids = ids + sequence[shared:]
-        positions += range(shared, len(sequence))
+    shared = in_common(sequences, min(most))
+    ids, positions, starts, spans = sequences[0][:shared], list(range(shared)), [], []
+    for at in range(0, len(sequences), family):
+        members = sequences[at : at + family]
+        fork = max(shared, in_common(members, min(most[at : at + family]))) if family > 1 else shared
+        ends = [len(ids)]
+        ids = ids + members[0][shared:fork]
+        positions += range(shared, fork)
+        for member in members:
+            ends.append(len(ids))
+            starts.append(len(ids) - fork)
+            ids += member[fork:]
+            positions += range(fork, len(member))
+        spans.append([end - ends[0] for end in [*ends[1:], len(ids)]])
+    return {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])} | laid_out(
+        spans, shared, family
+    ), starts
+
+
+def laid_out(spans: list[list[int]], shared: int, family: int) -> dict[str, Any]:
+    """The layout's tensors; `spans` say where the rows of each family start in its rest, and where the last ends."""
+    import torch
+
+    longest = max(span[-1] for span in spans)
+    rows, back, start = torch.zeros(len(spans), longest, dtype=torch.long), [], shared
+    for number, span in enumerate(spans):
+        rows[number, : span[-1]] = torch.arange(start, start + span[-1])
+        back += range(number * longest, number * longest + span[-1])
+        start += span[-1]
     mask = torch.ones(longest, shared + longest, dtype=torch.bool).tril(shared)
-    return {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
-        "layout_rows": rows,
-        "layout_back": torch.tensor(back),
-        "layout_mask": mask,
-    }
+    if family > 1:
+        mask = mask.repeat(len(spans), 1, 1, 1)  # families, heads, from, to
+        for number, span in enumerate(spans):
+            for begin, end in pairwise(span[1:]):
+                mask[number, 0, begin:end, shared + span[0] : shared + begin] = False
+    return {"layout_rows": rows, "layout_back": torch.tensor(back), "layout_mask": mask}
 
 
 def in_common(sequences: list[list[int]], most: int) -> int:
@@ -66,7 +93,7 @@ def call(model: Any, batch: dict[str, Any]) -> Any:
     global current  # noqa: PLW0603 - attention is called by name and can be told in no other way
     back = batch["layout_back"]
     shared = batch["input_ids"].shape[1] - len(back)
-    current = Layout(shared, batch["layout_rows"], back, batch["layout_mask"])
+    current = Layout(shared, batch["layout_rows"], back, batch["layout_mask"], batch["position_ids"][0])
     try:
         return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
     finally:
@@ -93,24 +120,26 @@ def works(model: Any) -> bool:
     if getattr(model.config, "_attn_implementation", None) != NAME:
         return False
     words = min(model.config.vocab_size, 64)
-    rows = [[n * 7 % words for n in (1, 2, 3, *range(start, start + 3 + start))] for start in (4, 5, 9)]
+    rows = [[n * 7 % words for n in (1, 2, 3, *middle, *range(end, 2 * end))]
+            for middle, end in (((4, 6), 5), ((4, 6), 9), ((8,), 4), ((8,), 7))]  # fmt: skip
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
             device = next(model.parameters()).device
-            packed = pack(rows, shared=3)
+            packed, starts = pack(rows, [len(row) - 3 for row in rows], family=2)
             logits = call(model, {name: value.to(device) for name, value in packed.items()}).logits[0].float()
-            alone = [
-                model(torch.tensor([row], device=device), use_cache=False).logits[0].float() for row in rows
+            expected = [
+                model(torch.tensor([row], device=device), use_cache=False).logits[0, -3:].float()
+                for row in rows
             ]
     except (RuntimeError, ValueError, TypeError):
         return False
     finally:
         model.train(training)
-    expected = torch.cat([alone[0][:3]] + [one[3:] for one in alone])
-    gap = float((logits - expected).abs().max() / expected.abs().max())
-    return gap < CLOSE[device.type]
+    found = [logits[start + len(row) - 3 : start + len(row)] for start, row in zip(starts, rows, strict=True)]
+    gap = max(float((one - two).abs().max()) for one, two in zip(found, expected, strict=True))
+    return gap / float(torch.cat(expected).abs().max()) < CLOSE[device.type]
 
 
 def mask(*given: Any, **named: Any) -> Any:
@@ -145,7 +174,10 @@ def packed_attention(layout: Layout, query: Any, key: Any, value: Any, named: di
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     how: dict[str, Any] = {"scale": named.get("scaling"), "dropout_p": named.get("dropout", 0.0)}
-    seen = windowed(layout.mask, layout.shared, named.get("sliding_window"))
+    window = named.get("sliding_window")
+    shared, rest = layout.positions[: layout.shared], layout.positions[layout.rows][:, None]
+    before = shared.expand(len(rest), 1, -1)
+    seen = windowed(layout.mask, rest, torch.cat([before, rest], 2), window)
     rows = [part[0][:, layout.rows].transpose(0, 1) for part in (query, key, value)]
     count = len(layout.rows)
     begin = [part[:, :, : layout.shared] for part in (query, key, value)]
@@ -157,14 +189,17 @@ def packed_attention(layout: Layout, query: Any, key: Any, value: Any, named: di
     flat = answers.transpose(1, 2).flatten(0, 1)[layout.back]
     if layout.shared:
         triangle = layout.mask.new_ones(layout.shared, layout.shared).tril()
-        first_seen = windowed(triangle, 0, named.get("sliding_window"))
+        first_seen = windowed(triangle, shared, shared, window)
         first = scaled_dot_product_attention(*begin, attn_mask=first_seen, **how)
         flat = torch.cat([first[0].transpose(0, 1), flat])
     return flat[None]
 
 
-def windowed(seen: Any, shared: int, window: int | None) -> Any:
-    """The mask with a sliding window, where the architecture has one: only the last `window` tokens count."""
-    if window is None or seen.shape[1] <= window:
+def windowed(seen: Any, asking: Any, asked: Any, window: int | None) -> Any:
+    """The mask with a sliding window, where the architecture has one: a token sees the last `window` alone.
+
+    `asking` […, from] and `asked` […, to] are the positions of those that see and are seen.
+    """
+    if window is None or seen.shape[-1] <= window:
         return seen
-    return seen & seen.new_ones(seen.shape).triu(shared - window + 1)
+    return seen & (asking[..., None] - asked[..., None, :] < window)

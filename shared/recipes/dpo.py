@@ -143,7 +143,9 @@ class DPO(Recipe):
         return len(item["input_ids"]) if "input_ids" in item else sum(len(item[f"{s}_ids"]) for s in SIDES)
 
     def collate(self, items: list[Item], learner: Learner) -> Batch:
-        """Both answers of each item one after the other, packed, and where their tokens are."""
+        """Both answers of each item behind their prompt, packed, and where their tokens are; `pairs` [pairs]."""
+        import torch
+
         from shared.learning.language_model import collate
 
         sides = [
@@ -151,7 +153,7 @@ class DPO(Recipe):
             for item in items
             for side in SIDES
         ]
-        return collate(sides, learner)
+        return collate(sides, learner, family=len(SIDES)) | {"pairs": torch.arange(len(items))}
 
     def loss(self, learner: Learner, batch: Batch) -> Loss:
         """-log σ(margin), summed over pairs."""
@@ -207,9 +209,10 @@ def preferences(learner: Learner, batch: Batch) -> Any:
 
     from shared.learning.language_model import answer_likelihoods
 
+    count = len(SIDES) * len(batch["pairs"])
     with torch.no_grad(), learner.reference() as reference:
-        before = answer_likelihoods(reference, batch)
-    gained = (answer_likelihoods(learner.model, batch) - before).view(-1, 2)
+        before = answer_likelihoods(reference, batch, count)
+    gained = (answer_likelihoods(learner.model, batch, count) - before).view(-1, len(SIDES))
     return learner.spec.beta * (gained[:, 0] - gained[:, 1])
 
 

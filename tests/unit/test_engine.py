@@ -69,9 +69,31 @@ def test_a_batch_lays_rows_end_to_end_after_their_shared_beginning():
 
     rows = [[1, 2, 3, 4], [1, 2, 5], [1, 2, 6, 7, 8]]
     assert in_common(rows, most=9) == 2
-    batch = pack(rows, shared=2)
+    batch, starts = pack(rows, most=[3, 3, 3])
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2, 2, 3, 4]]
+    assert starts == [0, 2, 3]
+    assert pack(rows, most=[1, 9, 9])[0]["input_ids"].tolist() == [[1, 2, 3, 4, 2, 5, 2, 6, 7, 8]]
+
+
+def test_a_family_of_rows_has_its_own_beginning_once_and_each_row_sees_it():
+    from shared.learning.packing import pack
+
+    rows = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 7, 8], [1, 7, 9]]
+    batch, starts = pack(rows, most=[3, 3, 2, 2], family=2)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 3, 4, 1, 2, 2]]
+    assert starts == [0, 1, 5, 6]
+    first, second = batch["layout_mask"][:, 0].int().tolist()
+    #        1  2  3  4  5  6
+    assert first == [
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 1, 0],
+        [1, 1, 1, 0, 1, 1],
+    ]
+    assert [one[:4] for one in second[:3]] == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
 
 
 @pytest.mark.parametrize("window", [None, 4])

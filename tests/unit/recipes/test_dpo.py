@@ -12,7 +12,16 @@ from shared.learning import language_model
 from shared.learning.batch import IGNORED
 from shared.recipe import Learner, get
 from shared.recipes.dpo import DPOSpec, preferences
-from tests.attempts import TINY, checkpoints, events, parquet, run_here, tensors, write_attempt
+from tests.attempts import (
+    TINY,
+    checkpoints,
+    events,
+    parquet,
+    predictions,
+    run_here,
+    tensors,
+    write_attempt,
+)
 from tests.imports import imported, lines
 
 # of peft, which has not followed transformers yet
@@ -261,7 +270,7 @@ def test_only_the_adapter_gets_gradients_and_the_reference_has_no_dropout(base: 
     made = adapted(base, lora_dropout=0.5)
     batch = DPO.collate(items_of(moved(made)), made)
     with made.reference() as reference, torch.no_grad():
-        first, second = (language_model.answer_likelihoods(reference, batch) for _ in range(2))
+        first, second = (language_model.answer_likelihoods(reference, batch, 2 * len(ROWS)) for _ in range(2))
     assert torch.equal(first, second)
     assert made.model.training
     assert not torch.equal(preferences(made, batch), preferences(made, batch)), "the policy drops out"
@@ -334,7 +343,7 @@ def test_plain_peft_answers_as_the_platform_does(base: Path, tmp_path: Path):
     told = {"kind": "infer", "recipe": "dpo", "requests": requests, "base_model": base, "adapter": servable}
     answers = write_attempt(tmp_path / "answers", **told)
     assert run_here(answers) == 0
-    ours = json.loads((answers / "artifacts" / "predictions.jsonl").read_text())["output"]["content"]
+    ours = predictions(answers)[0]["output"]["content"]
     tokenizer: Any = AutoTokenizer.from_pretrained(servable)
     model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(servable)).eval()
     given = tokenizer.apply_chat_template(
