@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.errors import Refused
+from shared.learning.cells import kind
 
 WANTED = "{text: […], answer_start: […]}"
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -46,12 +47,6 @@ def overlap(answer: str, accepted: str) -> float:
         return float(mine == theirs)
     shared = (Counter(mine) & Counter(theirs)).total()
     return 2 * shared / (len(mine) + len(theirs))
-
-
-def kind(value: Any) -> str:
-    """What a value is, for a sentence."""
-    known = {bool: "yes or no", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return known.get(type(value), "something else")
 
 
 def several(cell: Any) -> tuple[list[Any], list[Any]]:

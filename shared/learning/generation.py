@@ -1,5 +1,6 @@
 """Text from a causal language model: many prompts together, each with its own way of sampling."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from shared.recipe import Sampling
@@ -22,7 +23,7 @@ def generate(
         rows = written(model, tokenizer, asked, how, room)
         ends = end_tokens(model, tokenizer)
         for number, row, prompt, way in zip(part, rows, asked, how, strict=True):
-            answers[number] = answer(row, way, len(prompt), ends, tokenizer, strip=strip)
+            answers[number] = answer(row, way, len(prompt), ends, tokenizer, strip=strip, before=prompt[-1:])
     return [answers[number] for number in range(len(prompts))]
 
 
@@ -89,12 +90,19 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 
 def answer(
-    row: list[int], way: Sampling, asked: int, ends: set[int], tokenizer: Any, *, strip: bool = True
+    row: list[int],
+    way: Sampling,
+    asked: int,
+    ends: set[int],
+    tokenizer: Any,
+    *,
+    strip: bool = True,
+    before: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """What was written up to the end token, the stop text or the limit."""
+    """What was written up to the end token, the stop text or the limit; `before` is what it follows."""
     row = row[: way.max_tokens]
     length = next((place for place, token in enumerate(row) if token in ends), None)
-    text = tokenizer.decode(row[:length], skip_special_tokens=True)
+    text = continued(before, row[:length], tokenizer)
     cut = min((at for at in (text.find(stop) for stop in way.stop if stop) if at >= 0), default=None)
     stopped = length is not None or cut is not None
     return {
@@ -103,6 +111,15 @@ def answer(
         "prompt_tokens": asked,
         "completion_tokens": len(row) if length is None else length + 1,
     }
+
+
+def continued(before: Sequence[int], row: list[int], tokenizer: Any) -> str:
+    """The text of the tokens where they follow others: some tokenizers drop a blank in front of a text alone."""
+    first = tokenizer.decode([*before], skip_special_tokens=True)
+    whole = tokenizer.decode([*before, *row], skip_special_tokens=True)
+    if whole.startswith(first):
+        return whole[len(first) :]
+    return tokenizer.decode(row, skip_special_tokens=True)  # it ends a character that was begun before it
 
 
 class Picker:

@@ -2,10 +2,13 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
+from shared.errors import Refused
 from shared.learning import lstm, packing
 from shared.learning.batch import IGNORED, pad, padded
+from shared.presets import ARCHITECTURES
 from shared.recipe import Learner
 
 PADDED = ("input_ids", "attention_mask", "decoder_input_ids")  # what a model reads of a padded batch
@@ -18,6 +21,39 @@ def load(folder: Any) -> Any:
     lstm.register()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", attn_implementation="sdpa")
     return packing.prepare(model)
+
+
+def build(learner: Learner) -> Any:
+    """A GPT-2, Llama or LSTM of the preset's size, without dropout, its weights drawn anew. Raises Refused."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(configuration(learner))
+
+
+def configuration(learner: Learner) -> Any:
+    """What transformers builds the preset from. Raises Refused for an architecture of another kind."""
+    from transformers import GPT2Config, LlamaConfig
+
+    preset, tokenizer = learner.preset, learner.tokenizer
+    kind, width = preset["architecture"], preset["width"]
+    told: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "hidden_size": width,
+        "num_hidden_layers": preset["layers"],
+    }
+    if kind == "lstm":
+        return lstm.register()[0](**told)
+    told["num_attention_heads"] = preset["heads"]
+    told["max_position_embeddings"] = max(ARCHITECTURES[kind][2], learner.spec.max_length)
+    if kind == "gpt":
+        return GPT2Config(**told, **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0))
+    if kind == "llama":
+        inner = -(-8 * width // 96) * 32  # 8/3 of the width, in whole 32s
+        return LlamaConfig(**told, intermediate_size=inner, tie_word_embeddings=True)
+    raise Refused(f"«{kind}» is no language model. Choose gpt, llama or lstm.", param="model")
 
 
 def collate(items: list[dict[str, Any]], learner: Learner, family: int = 1) -> dict[str, Any]:
@@ -53,7 +89,7 @@ def collate_blocks(items: list[dict[str, Any]]) -> dict[str, Any]:
 
     `input_ids` [blocks, longest]; what fills up a shorter block stands behind its end, where a causal
     model does not see it, so there is no mask; `places` are left out where every place is read;
-    `chars` [blocks] are the characters of the predicted tokens.
+    `chars` [blocks] are the characters of the predicted tokens, where the items tell them.
     """
     import torch
 
@@ -63,8 +99,9 @@ def collate_blocks(items: list[dict[str, Any]]) -> dict[str, Any]:
         "input_ids": padded([block[:-1] for block in blocks], 0),
         "targets": torch.tensor([token for block in blocks for token in block[1:]]),
         "owners": torch.tensor([number for number, block in enumerate(blocks) for _ in block[1:]]),
-        "chars": torch.tensor([item["chars"] for item in items]),
     }
+    if "chars" in items[0]:
+        batch["chars"] = torch.tensor([item["chars"] for item in items])
     if len(batch["targets"]) < len(blocks) * longest:
         read = [n * longest + at for n, block in enumerate(blocks) for at in range(len(block) - 1)]
         batch["places"] = torch.tensor(read)
@@ -80,13 +117,19 @@ def packs(learner: Learner) -> bool:
 
 def room(learner: Learner, wanted: int) -> int:
     """`wanted` tokens, or as many as the base model that training starts from reads, where those are fewer."""
+    limits = [wanted, learner.tokenizer.model_max_length]
+    if learner.source is not None:
+        limits.append(positions(str(learner.source)))
+    return min(limit for limit in limits if limit)
+
+
+@lru_cache(maxsize=8)
+def positions(folder: str) -> int | None:
+    """How many tokens the model in that folder reads; None where there is no limit."""
     from transformers import AutoConfig
 
     lstm.register()
-    limits = [wanted, learner.tokenizer.model_max_length]
-    if learner.source is not None:
-        limits.append(getattr(AutoConfig.from_pretrained(learner.source), "max_position_embeddings", None))
-    return min(limit for limit in limits if limit)
+    return getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from shared.errors import Refused
 from shared.learning import lstm, stream
-from shared.presets import ARCHITECTURES
 from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Recipe, Sampling
 from shared.spec import LoraSpec, PretrainSpec, knob
 
@@ -100,9 +99,9 @@ class CausalLM(Recipe):
 
     def build_model(self, learner: Learner) -> Any:
         """A GPT-2, Llama or LSTM of the preset's size, without dropout."""
-        from transformers import AutoModelForCausalLM
+        from shared.learning.language_model import build
 
-        return AutoModelForCausalLM.from_config(configuration(learner))
+        return build(learner)
 
     def encode_all(self, rows: Sequence[dict[str, Any]], learner: Learner) -> Iterator[tuple[int, Item]]:
         """Blocks of `max_length` tokens: `input_ids` with the token before them in front, `chars`."""
@@ -188,32 +187,6 @@ class CausalLM(Recipe):
             'write = pipeline("text-generation", "path/to/this/folder")\n'
             'print(write("Once upon a time", max_new_tokens=64)[0]["generated_text"])\n'
         )
-
-
-def configuration(learner: Learner) -> Any:
-    """What transformers builds the preset from. Raises Refused for an architecture of another kind."""
-    from transformers import GPT2Config, LlamaConfig
-
-    preset, tokenizer = learner.preset, learner.tokenizer
-    kind, width = preset["architecture"], preset["width"]
-    told: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "hidden_size": width,
-        "num_hidden_layers": preset["layers"],
-    }
-    if kind == "lstm":
-        return lstm.register()[0](**told)
-    told["num_attention_heads"] = preset["heads"]
-    told["max_position_embeddings"] = max(ARCHITECTURES[kind][2], learner.spec.max_length)
-    if kind == "gpt":
-        return GPT2Config(**told, **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0))
-    if kind == "llama":
-        inner = -(-8 * width // 96) * 32  # 8/3 of the width, in whole 32s
-        return LlamaConfig(**told, intermediate_size=inner, tie_word_embeddings=True)
-    raise Refused(f"«{kind}» is no language model. Choose gpt, llama or lstm.", param="model")
 
 
 def limit(learner: Learner) -> float:

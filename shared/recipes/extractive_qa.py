@@ -7,14 +7,14 @@ overlapping windows; the best stretch over all of them is the answer.
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
 from shared.errors import Refused
-from shared.learning.answers import WANTED, kind, placed, several, short, single
+from shared.learning import groups
+from shared.learning.answers import WANTED, placed, several, short, single
+from shared.learning.cells import text
 from shared.recipe import (
     Batch,
     Column,
@@ -214,19 +214,10 @@ class ExtractiveQA(Recipe):
         """Whole contexts are held out, so that no text is judged that was learned; where there are only a
         few contexts, single questions.
         """
-        groups: dict[bytes, list[int]] = defaultdict(list)
-        for number, row in enumerate(rows):
-            groups[sha256(row["context"].encode()).digest()].append(number)
-        if len(groups) < FEW_CONTEXTS:
+        contexts = [groups.key(row["context"]) for row in rows]
+        if len(set(contexts)) < FEW_CONTEXTS:
             return super().split(rows, fraction, seed)
-        names, held = list(groups), []
-        random.Random(seed).shuffle(names)
-        for name in names:
-            if len(held) >= fraction * len(rows):
-                break
-            held += groups[name]
-        kept = set(held)
-        return [number for number in range(len(rows)) if number not in kept], sorted(held)
+        return groups.held_out(contexts, fraction, seed)
 
     def load_tokenizer(self, folder: Any, rows: Sequence[dict[str, Any]], spec: ExtractiveQASpec) -> Any:
         """The base model's, with a padding token. Raises Refused where it cannot tell where its tokens stand."""
@@ -412,10 +403,8 @@ def first(names: tuple[str, ...], among: set[str]) -> str | None:
 
 def words(row: dict[str, Any], name: str) -> str:
     """A cell that is text with something in it. Raises Refused."""
-    value = row.get(name)
-    if value is not None and not isinstance(value, str):
-        raise Refused(f"The {name} must be text, not {kind(value)}.", param=name, code="wrong_type")
-    if not value or not value.strip():
+    value = text(row.get(name), name)
+    if not value.strip():
         raise Refused(f"The {name} is empty.", param=name, code="empty")
     return value
 
