@@ -65,6 +65,7 @@ class TextToAudio(Generator):
         for shift in range(4)
         for high in (True, False)
     ] * 2
+    family = "Pictures and sounds"
     place = 95
 
     def form(self, content: bytes) -> int:
