@@ -102,10 +102,9 @@ def order_of(draft: Draft) -> Order:
 def blank(db: Session, args: MultiDict[str, str]) -> Draft:
     """A form with sensible defaults: the recipe that fits the dataset, the recipe's base model."""
     version = version_of(db, args["dataset"]) if args.get("dataset") else None
-    fits = list(version.report.get("fits", {})) if version else []
-    known = recipes()
-    name = args.get("recipe") or (fits[0] if fits else "")
-    recipe = known.get(name) or next(iter(known.values()))
+    known, fits = recipes(), version.report.get("fits", {}) if version else {}
+    fitting = sorted((one for one in known if one in fits), key=lambda one: bool(fits[one].get("fatal")))
+    recipe = known.get(args.get("recipe", "")) or known[next(iter(fitting or known))]
     model = args.get("model") or recipe.default_base_model
     return Draft(recipe=recipe, dataset=version.id if version else "", model=model)
 

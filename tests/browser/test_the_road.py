@@ -101,7 +101,9 @@ def test_an_upload_shows_its_rows_its_columns_and_what_is_wrong_with_which_row(o
     expect(owner.page.get_by_role("cell", name="a good day number 0")).to_be_visible()
     expect(owner.page.get_by_text("Row 18", exact=False).first).to_be_visible()
     expect(owner.page.locator(".spread").get_by_text("yes").first).to_be_visible()
-    expect(owner.page.get_by_text("fits", exact=True)).to_be_visible()
+    expect(
+        owner.page.locator("[aria-labelledby=fit-classification]").get_by_text("fits", exact=True)
+    ).to_be_visible()
 
 
 def test_sample_rows_are_one_click_away(owner: Visit):

@@ -125,7 +125,7 @@ def test_a_checkpoint_s_files_are_linked_without_its_state(alpha, finished):
     name = alpha.api.get(base)["data"][0]["fine_tuned_model_checkpoint"]
     assert alpha.api.get(f"{base}/{name}/files")["data"][0]["sha256"] == files["data"][0]["sha256"]
     alpha.api.get(f"{base}/ftckpt_none/files", 404)
-    alpha.api.get(f"{base}/{finished.last.id}/files?form=gguf", 400)
+    alpha.api.get(f"{base}/{finished.last.id}/files?form=onnx", 400)
 
 
 def test_a_merged_model_is_built_when_first_asked_for(alpha, finished):
