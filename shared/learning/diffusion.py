@@ -1,10 +1,12 @@
 """Conditional diffusion by flow matching: a transformer learns the straight way from noise to an example.
 
 An example x and noise ε are mixed at a time t from 0 (the example) to 1 (noise): (1 - t) x + t ε. The model is
-shown the mixture, t and what was asked for, and learns the velocity ε - x; sampling walks it back in Euler steps.
+shown the mixture, t and what was asked for, and says which example it sees in it; that tells the velocity ε - x,
+whose error is the loss. Sampling walks it back in Euler steps. A model that said the velocity itself would have to
+carry the noise of a whole patch, and small ones have no room for that.
 
 - flow matching: Lipman et al. 2022, https://arxiv.org/abs/2210.02747; times after Esser et al. 2024,
-  https://arxiv.org/abs/2403.03206;
+  https://arxiv.org/abs/2403.03206; seeing the example: Li and He 2025, https://arxiv.org/abs/2511.13720;
 - the transformers: DiT (labels), Peebles and Xie 2022, https://arxiv.org/abs/2212.09748; PixArt-α (captions),
   Chen et al. 2023, https://arxiv.org/abs/2310.00426, with a small BERT trained along as its text encoder;
 - classifier-free guidance: Ho and Salimans 2022, https://arxiv.org/abs/2207.12598.
@@ -24,6 +26,7 @@ from typing import Any
 from shared.recipe import Batch, Item, Learner
 
 TIMES = 1000  # how diffusers counts from 0 to 1
+EARLIEST = 0.05  # a velocity nearer to the example would be a difference of nearly equal numbers, blown up
 LONGEST_CAPTION = 64  # tokens
 TEXT_LAYERS = 1
 TOGETHER = 8  # examples in a batch of the sampler, always: a batch's size alone may change the last bit
@@ -180,8 +183,14 @@ def errors(learner: Learner, batch: Batch) -> Any:
     """The mean squared error of the velocity, [rows]."""
     pixels, noise, times = batch["pixels"], batch["noise"], batch["times"]
     mixed = pixels.lerp(noise, times[:, None, None, None])
-    found = learner.model["transformer"](mixed, timestep=TIMES * times, **told(learner, batch)).sample
-    return (found.float() - (noise - pixels)).square().mean((1, 2, 3))
+    found = velocity(learner, mixed, times, told(learner, batch))
+    return (found - (noise - pixels)).square().mean((1, 2, 3))
+
+
+def velocity(learner: Learner, mixed: Any, times: Any, asked: dict[str, Any]) -> Any:
+    """Where mixtures [rows, channels, side, side] go at their times [rows]: away from the example that the model sees."""
+    seen = learner.model["transformer"](mixed, timestep=TIMES * times, **asked).sample.float()
+    return (mixed - seen) / times.clamp(min=EARLIEST)[:, None, None, None]
 
 
 def sample(learner: Learner, items: list[Item], guidance: list[float]) -> list[Any]:
@@ -220,10 +229,10 @@ def walked(learner: Learner, items: list[Item], guidance: list[float]) -> Any:
     now, weights = now.to(learner.device), torch.tensor(guidance, device=learner.device)[:, None, None, None]
     times = torch.tensor([1 - step / steps for step in range(steps + 1)], device=learner.device)
     for time, later in pairwise(times):
-        at = (TIMES * time).expand(len(items) * (1 + guided))
-        found = learner.model["transformer"](now.repeat(1 + guided, 1, 1, 1), timestep=at, **asked).sample
+        at = time.expand(len(items) * (1 + guided))
+        found = velocity(learner, now.repeat(1 + guided, 1, 1, 1), at, asked)
         if guided:
-            with_it, without = found.float().chunk(2)
+            with_it, without = found.chunk(2)
             found = without + weights * (with_it - without)
-        now = now + (later - time) * found.float()
+        now = now + (later - time) * found
     return now.cpu()

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from shared.learning import sound
+from shared.learning.diffusion import EARLIEST, TIMES
 from shared.recipe import Learner
 
 LABELS = """\
@@ -38,7 +39,8 @@ scheduler.set_timesteps(sigmas=[1 - n / {steps} for n in range({steps})])
 x = torch.randn((1, {channels}, {side}, {side}), generator=torch.Generator().manual_seed(seed))
 for time in scheduler.timesteps:
     with torch.no_grad():
-        with_it, without = model(x.repeat(2, 1, 1, 1), timestep=time.expand(2), **told).sample
+        seen = model(x.repeat(2, 1, 1, 1), timestep=time.expand(2), **told).sample
+    with_it, without = (x - seen) / max(time / {times}, {earliest})  # from the example that the model sees
     x = scheduler.step(without + guidance * (with_it - without), time, x).prev_sample
 levels = ((x[0] + 1) * 127.5).round().clamp(0, 255).byte()
 """
@@ -66,6 +68,7 @@ def sampler(learner: Learner, imports: str, finish: str) -> str:
     example = json.dumps(facts["labels"][0], ensure_ascii=False) if facts["labels"] else '"your caption"'
     head = LABELS if facts["labels"] else CAPTIONS
     sizes = {"channels": facts["channels"], "side": facts["side"], "steps": spec.sampling_steps}
+    sizes |= {"times": TIMES, "earliest": EARLIEST}
     return (
         head.format(imports=imports, example=example, guidance=spec.guidance) + STEPS.format(**sizes) + finish
     )

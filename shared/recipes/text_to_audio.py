@@ -22,6 +22,13 @@ VALUES = 64  # of a patch, about: more would not pass through the smallest trans
 class TextToAudioSpec(DiffusionSpec):
     """Knobs of a sound generator."""
 
+    guidance: float = knob(
+        3.0,
+        ge=1,
+        le=20,
+        title="Guidance",
+        help="How strongly an answer keeps to what is asked for; 1 turns it off and takes half the time.",
+    )
     sample_rate: int | None = knob(
         None,
         ge=4000,
