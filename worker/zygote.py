@@ -172,6 +172,7 @@ class Nursery:
     def __init__(self, channel: socket.socket, lifeline: int) -> None:
         self.channel, self.lifeline = channel, lifeline
         self.outputs: dict[int, tuple[Any, int]] = {}  # pipe → (file, bytes left to write)
+        self.trainers: set[int] = set()
         self.waker = signal_pipe()
 
     def serve(self) -> None:
@@ -218,6 +219,7 @@ class Nursery:
         os.close(settled)
         os.read(ready, 1)
         os.close(ready)
+        self.trainers.add(pid)
         return pid
 
     def become_trainer(self, folder: Path, zygote: int, output: int, settled: int) -> None:
@@ -282,7 +284,19 @@ class Nursery:
                 return
             if pid == 0:
                 return
-            self.say({"exited": pid, "code": os.waitstatus_to_exitcode(status)})
+            if pid in self.trainers:
+                self.trainers.discard(pid)
+                self.say({"exited": pid, "code": os.waitstatus_to_exitcode(status)})
+            self.end_orphans()
+
+    def end_orphans(self) -> None:
+        """End what a trainer left behind, also in a session of its own: the kernel made it our child.
+
+        What it has started itself becomes our child then, and is found when its parent is reaped.
+        """
+        for orphan in walls.children() - self.trainers:
+            with suppress(ProcessLookupError):
+                os.kill(orphan, signal.SIGKILL)
 
     def say(self, word: dict[str, Any]) -> None:
         """A packet to the supervisor; if it is gone, the lifeline tells."""
@@ -333,6 +347,7 @@ def main() -> None:
     """`python -m worker.zygote PARENT CHANNEL LIFELINE`: started by `Zygote.start` alone."""
     parent, channel, lifeline = (int(value) for value in sys.argv[1:4])
     walls.die_with(parent)
+    walls.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warm_up()
     Nursery(socket.socket(fileno=channel), lifeline).serve()

@@ -164,6 +164,42 @@ def test_nothing_is_left_a_second_after_the_worker_is_killed(base: Path, tmp_pat
     wait_for(lambda: not any(runs(pid) for pid in pids), 1)
 
 
+DAEMON = """
+import os, sys, time
+from pathlib import Path
+from worker import zygote
+def attacked(folder, stop, **more):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        Path(folder, "daemon").write_text(str(os.getpid()))
+        time.sleep(600)
+    while not Path(folder, "daemon").exists():
+        time.sleep(0.01)
+    return 0
+def warm_up():
+    import worker.engine.__main__ as engine
+    engine.run = attacked
+zygote.warm_up = warm_up
+zygote.main()
+"""
+
+
+def test_a_daemon_that_a_trainer_leaves_behind_ends_with_it(monkeypatch, tmp_path: Path):
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **more: popen([command[0], "-c", DAEMON, *command[3:]], **more)
+    )
+    zygote = Zygote.start()
+    try:
+        assert zygote.fork(tmp_path).wait(60) == 0
+        daemon = int((tmp_path / "daemon").read_text())
+        wait_for(lambda: not runs(daemon), 1)
+    finally:
+        zygote.stop()
+
+
 def test_many_threads_may_ask_at_once(zygote: Zygote, base: Path, tmp_path: Path):
     from concurrent.futures import ThreadPoolExecutor
 
