@@ -18,7 +18,9 @@ database's clock. A job whose dependency fails, fails with it.
 
 A running job is not cancelled or paused from outside: the request is a column, read by the holder's
 next renewal. The row's lock orders cancel and finish: a finish after the request ends `cancelled` with
-its checkpoints kept; a cancel after the finish is refused.
+its checkpoints kept; a cancel after the finish is refused. A waiting inference job some of whose answers
+are stored is cancelled by a worker too: it stays queued, now for a light slot, until one has made the
+files of those answers.
 
 Every word of an attempt is fenced by `lease_id`: once the attempt has ended, its worker's word is
 ignored. Locks are taken in this order: a slot class's advisory lock, job, attempt. Every change leaves
@@ -32,7 +34,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from shared import orders, ranking, settling
-from shared.budgets import verdict
+from shared.budgets import Verdict, verdict
 from shared.errors import Refused
 from shared.ids import new_id
 from shared.leases import Orders, clock, held, held_job, renew, report
@@ -50,6 +52,7 @@ from shared.tables import (
     Kind,
     Outcome,
     Ready,
+    Slot,
     State,
     Transition,
     Worker,
@@ -253,6 +256,9 @@ def close(
     if outcome in (Outcome.LOST, Outcome.RELEASED):
         job.attempts -= 1
     if job.cancel_requested_at is not None:
+        unsaid = outcome in (Outcome.LOST, Outcome.RELEASED) and settling.has_answers(db, job)
+        if unsaid and follow(db, job).again:
+            return hand_out(db, job, actor)
         return end(db, job, State.CANCELLED, actor, "cancelled", "It was cancelled.")
     if outcome == Outcome.SUCCEEDED:
         return end(db, job, State.SUCCEEDED, actor)
@@ -265,14 +271,25 @@ def close(
 
 def requeue(db: Session, job: Job, actor: str, attempt: Attempt) -> State:
     """Another attempt if the budget of what happened allows one, else the end with the story told."""
-    past = select(Attempt).where(Attempt.job_id == job.id).order_by(col(Attempt.number).desc()).limit(HISTORY)
-    at = clock(db)
-    follows = verdict(db.exec(past).all(), newest_step(db, job.id), at, settings().retry_seconds)
+    follows = follow(db, job)
     if not follows.again:
         return end(db, job, State.FAILED, actor, follows.reason_code, follows.reason)
     job.state, job.stage = State.QUEUED, ""
-    job.run_after = at + timedelta(seconds=follows.pause) if follows.pause else None
+    job.run_after = clock(db) + timedelta(seconds=follows.pause) if follows.pause else None
     note(db, job, actor, attempt.reason or str(attempt.outcome))
+    return job.state
+
+
+def follow(db: Session, job: Job) -> Verdict:
+    """What follows the job's last attempt, which has ended."""
+    past = select(Attempt).where(Attempt.job_id == job.id).order_by(col(Attempt.number).desc()).limit(HISTORY)
+    return verdict(db.exec(past).all(), newest_step(db, job.id), clock(db), settings().retry_seconds)
+
+
+def hand_out(db: Session, job: Job, actor: str) -> State:
+    """A cancelled inference job waits for a worker that makes files of the answers so far."""
+    job.state, job.stage, job.slot, job.run_after = State.QUEUED, "", Slot.LIGHT, None
+    note(db, job, actor, "its answers so far are made into files")
     return job.state
 
 
@@ -353,16 +370,21 @@ def still_suspect(db: Session, attempt_id: str) -> bool:
 
 
 def cancel(db: Session, job: Job, actor: str) -> Job:
-    """Cancels a waiting job at once, asks the holder of a running one. Raises Refused after its end."""
+    """Cancels a waiting job at once, asks the holder of a running one; where an inference job has answers that
+    stand in no file yet, a worker makes one first. Wake its slot after the commit. Raises Refused after its end.
+    """
     job = locked(db, job.id)
     if job.state in FINAL:
         raise Refused(f"{job.id} has {job.state} already.", code="job_is_final")
-    if job.state != State.RUNNING:
-        job.cancel_requested_at = clock(db)
-        end(db, job, State.CANCELLED, actor, "cancelled", "It was cancelled.")
-    elif job.cancel_requested_at is None:
-        job.cancel_requested_at = clock(db)
+    if job.cancel_requested_at is not None:
+        return job
+    job.cancel_requested_at = clock(db)
+    if job.state == State.RUNNING:
         note(db, job, actor, "cancel requested")
+    elif settling.has_answers(db, job):
+        hand_out(db, job, actor)
+    else:
+        end(db, job, State.CANCELLED, actor, "cancelled", "It was cancelled.")
     return job
 
 
@@ -371,6 +393,8 @@ def pause(db: Session, job: Job, actor: str) -> Job:
     job = locked(db, job.id)
     if job.state in FINAL:
         raise Refused(f"{job.id} has {job.state} already.", code="job_is_final")
+    if job.cancel_requested_at is not None:
+        raise Refused(f"{job.id} is being cancelled.", code="job_is_final")
     if job.state == State.QUEUED:
         rest(db, job, actor)
     elif job.state == State.RUNNING and job.pause_requested_at is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pkgutil
 import random
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -306,16 +306,49 @@ class Recipe:
     def judge(
         self, learner: Learner, rows: Sequence[dict[str, Any]], batches: Iterable[tuple[list[Item], Batch]]
     ) -> dict[int, Judged]:
-        """{place in `rows`: what was found of it}; what several items of a row give is added up."""
+        """{place in `rows`: what was found of it}, by the hooks below. An evaluation calls them itself, a
+        batch or some rows at a time, keeps what they return as JSON, and goes on from there after a kill.
+        """
+        asked, items = self.asks(learner, rows), dict[int, Item]()
         found: dict[int, Judged] = {}
-        for items, batch in batches:
-            for item, judged in zip(items, self.judged(learner, batch), strict=True):
-                known = found.get(item["row"])
-                found[item["row"]] = added(known, judged) if known else judged
+        for part, batch in batches:
+            add_up(found, part, self.judged_items(learner, part, batch))
+            items |= {item["row"]: item for item in part} if asked else {}
+        found = self.settled(learner, rows, found)
+        for place, more in self.answered(learner, rows, items, asked).items() if asked else ():
+            found[place] = found[place] | more
         return found
 
     def judged(self, learner: Learner, batch: Batch) -> list[Judged]:
         """What is found of each item of a batch: sums by name for `scored`, or what `measure` reads."""
+        raise NotImplementedError
+
+    def judged_items(self, learner: Learner, items: list[Item], batch: Batch) -> list[Judged]:
+        """The same, where that takes more of the items than stands in the batch; JSON. What several items of a
+        row give is added up: numbers as sums, lists end to end.
+        """
+        return self.judged(learner, batch)
+
+    def settled(
+        self, learner: Learner, rows: Sequence[dict[str, Any]], found: dict[int, Judged]
+    ) -> dict[int, Judged]:
+        """The same once all items of all rows are judged: what only a whole row tells."""
+        return found
+
+    def asks(self, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[int]:
+        """Places of the rows that the model also writes an answer to, for metrics of what it writes."""
+        return []
+
+    def answered(
+        self,
+        learner: Learner,
+        rows: Sequence[dict[str, Any]],
+        items: Mapping[int, Item],
+        places: Sequence[int],
+    ) -> dict[int, Judged]:
+        """{place: what is found in the answer to that row}, added to what was judged; `items` are those of all
+        rows. An evaluation asks for some of `asks` at a time: the same ones in every attempt.
+        """
         raise NotImplementedError
 
     def measure(self, found: list[Judged], facts: dict[str, Any]) -> Scores:
@@ -353,6 +386,13 @@ class Recipe:
 def added(sums: Judged, more: Judged) -> Judged:
     """Sums by name, added up."""
     return {name: sums.get(name, 0) + value for name, value in more.items()}
+
+
+def add_up(found: dict[int, Judged], items: Iterable[Item], judged: Iterable[Judged]) -> None:
+    """Adds what was found of items to {place: what was found of the row}."""
+    for item, one in zip(items, judged, strict=True):
+        known = found.get(item["row"])
+        found[item["row"]] = added(known, one) if known else one
 
 
 def wire_name(recipe: Recipe) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
+from shared import shards
 from shared.tables import (
     Artifact,
     BaseModel,
@@ -52,6 +53,11 @@ def fail_what_it_makes(db: Session, job: Job) -> None:
         db.exec(unread.values(status="error", status_details=told))
     unmade = (col(Artifact.job_id) == job.id, col(Artifact.state) == Ready.BUILDING)
     db.connection().execute(update(Artifact).where(*unmade).values(**failed))
+
+
+def has_answers(db: Session, job: Job) -> bool:
+    """Whether an inference job has answers that stand in no file yet."""
+    return job.kind == Kind.INFER and shards.any_of(db, job.id)
 
 
 def give_up(db: Session, job: Job) -> None:

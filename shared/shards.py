@@ -1,10 +1,10 @@
-"""Shards: finished parts of an inference job's answers, stored while the job goes on.
+"""Shards: finished parts of an inference job's answers or of an evaluation, stored while the job goes on.
 
-A shard is a folder: `answers.jsonl` with lines {"place", "output"} or {"place", "error"}, and the pictures
-and sounds that they name. `place` counts the job's requests from 0; a shard's lines may come from
-anywhere among them. Its row, an artifact of the form `shard-000001`, is the commit point: the next attempt
-asks only what no shard answers. When the job has ended the lines are joined and go; pictures and sounds
-stay where they are.
+A shard is a folder: `answers.jsonl` with lines, and the pictures and sounds that they name. Of an inference job
+the lines are {"place", "output"} or {"place", "error"}: `place` counts the job's requests from 0, and they may
+come from anywhere among them. Those of an evaluation are the engine's own; its pictures and sounds lie with the
+job's. A shard's row, an artifact of the form `shard-000001`, is the commit point: the next attempt does only what
+is in no shard. When the job has ended the lines are joined and go; pictures and sounds stay where they are.
 """
 
 import re
@@ -53,6 +53,13 @@ def of(db: Session, job_id: str) -> Sequence[Artifact]:
     """A job's shards in the order in which they were finished."""
     stored = select(Artifact).where(Artifact.job_id == job_id, IS_SHARD)
     return db.exec(stored.order_by(Artifact.form)).all()
+
+
+def any_of(db: Session, job_id: str) -> bool:
+    """Whether a job has shards."""
+    return (
+        db.exec(select(Artifact.id).where(Artifact.job_id == job_id, IS_SHARD).limit(1)).first() is not None
+    )
 
 
 def forget(db: Session, lease_id: str, shard: Artifact) -> None:

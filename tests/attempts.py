@@ -35,20 +35,22 @@ def run_here(folder: Path) -> int:
     return run(folder, Stop())
 
 
+def json_lines(text: str) -> list[Any]:
+    """The values of JSONL. Texts in it may hold other separators of lines than the newline (U+0085, U+2028)."""
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
 def events(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """What the attempt has said so far, of one type or all."""
     path = folder / "events.jsonl"
-    lines = (
-        path.read_text().split("\n") if path.exists() else []
-    )  # samples may hold other separators of lines
-    told = [json.loads(line) for line in lines if line]
+    told = json_lines(path.read_text()) if path.exists() else []
     return [event for event in told if kind in (None, event["type"])]
 
 
 def predictions(folder: Path) -> list[dict[str, Any]]:
     """What an inference attempt has answered, in the order of the requests: {"place", "output" | "error"}."""
     shards = sorted((folder / "artifacts" / "shards").glob("shard-*/answers.jsonl"))
-    found = [json.loads(line) for path in shards for line in path.read_text().splitlines()]
+    found = [line for path in shards for line in json_lines(path.read_text())]
     return sorted(found, key=lambda answer: answer["place"])
 
 

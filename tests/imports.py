@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from shared.formats import ROW
+from tests.attempts import json_lines
 from worker.engine import importer
 from worker.engine.attempt import Attempt
 from worker.engine.events import Events
@@ -44,7 +45,7 @@ class Imported:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "events.jsonl").read_text().splitlines()]
+        return json_lines((self.folder / "events.jsonl").read_text())
 
     @property
     def error(self) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def retrieve(batch_id: str) -> Response:
 @api.post("/batches/<batch_id>/cancel")
 @wire.operation(shapes.Batch)
 def cancel(batch_id: str) -> Response:
-    """Cancel a batch. Cancelling it again changes nothing."""
+    """Cancel a batch. It is `cancelling` until the requests that were answered stand in its output file, then
+    `cancelled`. Cancelling it again changes nothing.
+    """
     with transaction() as db:
         job = api_jobs.find(db, batch_id, Kind.INFER)
         if job.state in (State.SUCCEEDED, State.FAILED):
@@ -73,7 +75,9 @@ def cancel(batch_id: str) -> Response:
             raise Refused(said, code="batch_is_final", status=409)
         if job.state != State.CANCELLED:
             job = jobs.cancel(db, job, g.caller.actor)
-        return one(db, job)
+        answer = one(db, job)
+    api_jobs.wake()
+    return answer
 
 
 def model_of(file_id: str) -> str:

@@ -35,6 +35,10 @@ VIEWS = {  # filter: word
     "failed": "Failed",
     "background": "Imports and exports",
 }
+CANCELLED = {  # what is said after a cancel, where the job has not ended at once
+    State.RUNNING: "It stops at the end of this step and keeps the checkpoint.",
+    State.QUEUED: "The job is cancelled; its answers so far are made into files.",
+}
 
 
 @dataclass
@@ -185,11 +189,8 @@ def cancel(job_id: str) -> Response:
     """Stop it; a running one keeps the checkpoint of the step that it is at."""
     with transaction() as db:
         job = jobs.cancel(db, own(db, job_id), g.caller.actor)
-    running = job.state is State.RUNNING
-    flash(
-        "It stops at the end of this step and keeps the checkpoint." if running else "The job is cancelled.",
-        "good",
-    )
+    queue.wake(job.slot)
+    flash(CANCELLED.get(job.state, "The job is cancelled."), "good")
     return redirect(f"/jobs/{job_id}", 303)
 
 

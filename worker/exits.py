@@ -1,7 +1,7 @@
 """How a trainer's end is read: its exit code, what it said last, and what it had been asked."""
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ ASKED = {
     "drain": Ending(Outcome.RELEASED, "drain", "The worker was asked to stop."),
     "hang": Ending(Outcome.CRASHED, "hang", "It said nothing for too long and was stopped."),
 }
+
+
+def unstarted(asked: str) -> Ending:
+    """Of an attempt that did nothing. A cancelled job goes back: an earlier attempt may have answered something."""
+    return replace(ASKED[asked], outcome=Outcome.RELEASED)
 
 
 @dataclass(frozen=True)

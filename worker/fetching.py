@@ -114,9 +114,19 @@ def inference(trip: "Trip") -> dict[str, Any]:
         orders.require_head(recipe, start.base)
         checkpoint = start.adapter or start.full
         trained = db.get(Job, checkpoint.job_id) if checkpoint else None
+    fetch_answers(trip)
+    spec = trained.spec if trained else recipe.spec().model_dump(mode="json")
+    given = {"kind": "infer", "spec": spec, "requests": str(trip.folder / REQUESTS)}
+    return given | weights(trip.machine, start)
+
+
+def fetch_answers(trip: "Trip") -> None:
+    """An inference job's requests, and the answers of earlier attempts."""
+    job, requests = trip.job, trip.folder / REQUESTS
+    recipe = recipes.get(job.recipe or "")
+    with transaction() as db:
         version = db.get(DatasetVersion, job.dataset_version_id) if job.dataset_version_id else None
         file = db.get(File, job.file_id) if job.file_id else None
-    requests = trip.folder / REQUESTS
     if version is not None:
         datasets.check_ready(version, "dataset")
         given = job.spec["sampling"]
@@ -127,8 +137,6 @@ def inference(trip: "Trip") -> dict[str, Any]:
     elif file is not None:
         read_batch(file, job, trip.folder / "batch.jsonl", requests)
     fetch_shards(trip)
-    spec = trained.spec if trained else recipe.spec().model_dump(mode="json")
-    return {"kind": "infer", "spec": spec, "requests": str(requests)} | weights(trip.machine, start)
 
 
 def evaluation(trip: "Trip") -> dict[str, Any]:
@@ -147,6 +155,7 @@ def evaluation(trip: "Trip") -> dict[str, Any]:
         newest = start.adapter or start.full
         trained = orders.trained_by(db, newest.id) if newest else None
         before = start_of(db, trained) if trained and recipe.needs_reference else None
+    fetch_shards(trip)
     known = weights(machine, before) if before else {}
     return {
         "kind": "evaluate",
@@ -157,7 +166,7 @@ def evaluation(trip: "Trip") -> dict[str, Any]:
 
 
 def fetch_shards(trip: "Trip") -> None:
-    """What earlier attempts have answered; a shard that cannot be read is answered once more."""
+    """What earlier attempts have answered or judged; what a shard says that cannot be read is done once more."""
     with transaction() as db:
         stored = shards.of(db, trip.job.id)
     for shard in stored:
@@ -168,7 +177,7 @@ def fetch_shards(trip: "Trip") -> None:
                 continue
         except storage.Missing:
             pass
-        log.error("The shard %s of %s cannot be read; it is answered again", shard.form, trip.job.id)
+        log.error("The shard %s of %s cannot be read; it is done again", shard.form, trip.job.id)
         remove(path.parent)
         with transaction() as db:
             shards.forget(db, trip.lease_id, shard)

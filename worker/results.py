@@ -245,7 +245,6 @@ def evaluated(trip: "Trip") -> Result:
     for form, name in (("results", "results.jsonl"), ("report", "report.json")):
         artifact = Artifact(id=new_id("artifact-"), team_id=job.team_id, job_id=job.id, form=form)
         rows.append(stored_file(job, artifact, artifacts / name, f"{job.id}_{name}", "evaluation_output"))
-    store_media(trip)
 
     def record(db: Session) -> dict[str, Any]:
         add_files(db, rows)
@@ -253,13 +252,6 @@ def evaluated(trip: "Trip") -> Result:
         return {"scores": {"tuned": report["metrics"], **told}}
 
     return Result(record)
-
-
-def store_media(trip: "Trip") -> None:
-    """Stores the pictures and sounds that the trainer made."""
-    for path in sorted((trip.folder / "media").glob("*")):
-        if key := media.key(trip.job, path.name):
-            storage.put(key, path)
 
 
 def exported(trip: "Trip") -> Result:

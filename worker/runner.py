@@ -114,6 +114,11 @@ def run_next(machine: "Machine", slot: Slot, index: int) -> bool:
 def go(trip: Trip) -> None:
     """The attempt, from what it needs to what became of it."""
     try:
+        if trip.job.cancel_requested_at:
+            attend(trip, lambda: fetching.fetch_answers(trip))
+            ending = exits.ASKED["cancel"]
+            finish(trip, ending, attend(trip, lambda: results.collect(trip, ending)))
+            return
         brief = attend(trip, lambda: fetching.brief(trip), heed)
         trip.folder.joinpath("attempt.json").write_text(json.dumps(brief))
         memory_kills = exits.memory_kills()
@@ -128,7 +133,7 @@ def go(trip: Trip) -> None:
     except LeaseLost:
         log.warning("The lease of %s on %s is lost; what it did is dropped", trip.attempt.id, trip.job.id)
     except Asked:
-        finish(trip, exits.ASKED[trip.asked or "drain"])
+        finish(trip, exits.unstarted(trip.asked or "drain"))
     except Refused as no:
         finish(trip, Ending(Outcome.FAILED, no.code, no.message, no.param), results.refused(no))
     except (storage.Away, storage.Corrupt, OSError) as away:

@@ -37,8 +37,10 @@ class Store:
         self._pending.append(self._pool.submit(self._keep, event))
 
     def add_shard(self, event: dict[str, Any]) -> None:
-        """A shard that the trainer has finished writing."""
+        """A shard that the trainer has finished writing; the pictures and sounds beside it go first."""
         name = str(event["data"].get("name"))
+        for beside in event["data"].get("media") or ():
+            self._pending.append(self._pool.submit(self._keep_media, Path(beside).name))
         if shards.NAME.fullmatch(name):
             self._pending.append(self._pool.submit(self._keep_shard, name))
 

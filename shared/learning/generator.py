@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from shared.errors import Refused
@@ -228,42 +228,37 @@ class Generator(Recipe):
         return Loss(diffusion.errors(learner, batch).sum(), len(batch["times"]))
 
     # Judging and answering.
-    def judge(
-        self, learner: Learner, rows: Sequence[dict[str, Any]], batches: Iterable[tuple[list[Item], Batch]]
-    ) -> dict[int, Judged]:
-        """Of each row its loss; of some also whether a generated example is named as asked."""
+    def judged(self, learner: Learner, batch: Batch) -> list[Judged]:
+        """Of each row its loss; nothing was asked for yet."""
         from shared.learning import diffusion
 
-        found, real = {}, {}
-        for items, batch in batches:
-            each = diffusion.errors(learner, batch).tolist()
-            for item, error in zip(items, each, strict=True):
-                found[item["row"]] = {"loss": error, "weight": 1, "named": 0.0, "asked": 0}
-                real[item["row"]] = item
-        for place, share in self.named(learner, rows, real).items():
-            found[place] |= {"named": share, "asked": 1}
-        return found
+        none = {"weight": 1, "named": 0.0, "asked": 0}
+        return [{"loss": error} | none for error in diffusion.errors(learner, batch).tolist()]
 
-    def named(
-        self, learner: Learner, rows: Sequence[dict[str, Any]], real: dict[int, Item]
-    ) -> dict[int, float]:
-        """{place of the row: share of its words that a classifier of real examples names in a generated one}.
+    def asks(self, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[int]:  # noqa: ARG002 - a hook's names
+        """Up to 64 rows, evenly spread."""
+        count = len(rows)
+        return [n * count // ASKED for n in range(ASKED)] if count > ASKED else list(range(count))
+
+    def answered(
+        self,
+        learner: Learner,
+        rows: Sequence[dict[str, Any]],
+        items: Mapping[int, Item],
+        places: Sequence[int],
+    ) -> dict[int, Judged]:
+        """Of each row the share of its words that a classifier of real examples names in a generated one.
 
         The classifier learns from the held-out rows, which the generator has never seen.
         """
         from shared.learning.recognition import named_as_asked
 
-        places = sorted(real)
-        chosen = [places[n * len(places) // ASKED] for n in range(ASKED)] if len(places) > ASKED else places
-        shows = {place: words_of(rows[place]) for place in places}
-        made = self.made(learner, [real[place] | {"seed": place} for place in chosen])
-        shares = named_as_asked(
-            [real[place]["pixels"] for place in places],
-            [shows[place] for place in places],
-            made,
-            [shows[place] for place in chosen],
-        )
-        return {place: share for place, share in zip(chosen, shares, strict=True) if share is not None}
+        made = self.made(learner, [items[place] | {"seed": place} for place in places])
+        shows = [words_of(row) for row in rows]
+        real = [items[place]["pixels"] for place in range(len(rows))]
+        shares = named_as_asked(real, shows, made, [shows[place] for place in places])
+        told = zip(places, shares, strict=True)
+        return {place: {"named": share, "asked": 1} for place, share in told if share is not None}
 
     def scored(self, sums: Judged) -> dict[str, float]:
         """The loss is a mean over rows, the accuracy over those that were asked for."""

@@ -26,6 +26,11 @@ class Reading(NamedTuple):
     stretches: list[Stretch]
 
 
+def reading(null: float, found: list[Any]) -> Reading:
+    """A reading that was kept as JSON."""
+    return Reading(null, [Stretch(*one) for one in found])
+
+
 def windows(question: str, context: str, tokenizer: Any, longest: int, stride: int) -> list[Window]:
     """Question and context as sequences of at most `longest` tokens that share up to `stride` tokens.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -195,16 +195,29 @@ class Code(Recipe):
 
         return Loss(answer_loss(learner.model, batch), len(batch["targets"]))
 
-    def judge(
-        self, learner: Learner, rows: Sequence[dict[str, Any]], batches: Iterable[tuple[list[Item], Batch]]
+    def judged(self, learner: Learner, batch: Batch) -> list[Judged]:
+        """Of each piece: summed loss, tokens; none of its gaps yet."""
+        from shared.learning.language_model import answer_sums
+
+        return [sums | dict.fromkeys(COUNTED, 0) for sums in answer_sums(learner.model, batch)]
+
+    def asks(self, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[int]:
+        """Files with the up to 24 gaps that are filled."""
+        return sorted({place for place, _ in chosen(rows, list(range(len(rows))))})
+
+    def answered(
+        self,
+        learner: Learner,
+        rows: Sequence[dict[str, Any]],
+        items: Mapping[int, Item],
+        places: Sequence[int],
     ) -> dict[int, Judged]:
-        """Of each file: summed loss, tokens; and of up to 24 gaps: how many were filled as they were, how many
-        of those whose syntax can be checked left the file valid.
+        """Of each file how many gaps were filled as they were, and how many of those whose syntax can be checked
+        left the file valid.
         """
-        found = super().judge(learner, rows, batches)
-        gaps = chosen(rows, sorted(found))
+        gaps = [(place, gap) for place, gap in chosen(rows, list(range(len(rows)))) if place in places]
         lines = self.filled(learner, [gap for _, gap in gaps])
-        found = {place: dict.fromkeys(COUNTED, 0) | judged for place, judged in found.items()}
+        found: dict[int, Judged] = {place: dict.fromkeys(COUNTED, 0) for place in places}
         for (place, gap), line in zip(gaps, lines, strict=True):
             judged, path = found[place], rows[place].get("path", "")
             judged["gaps"] += 1
@@ -213,12 +226,6 @@ class Code(Recipe):
                 judged["checked"] += 1
                 judged["valid"] += syntax.valid(path, gap.before + line + gap.after)
         return found
-
-    def judged(self, learner: Learner, batch: Batch) -> list[Judged]:
-        """Of each piece: summed loss, tokens."""
-        from shared.learning.language_model import answer_sums
-
-        return answer_sums(learner.model, batch)
 
     def scored(self, sums: dict[str, float]) -> dict[str, float]:
         """Loss is a mean over tokens, the two rates over gaps; 0 where there is none."""

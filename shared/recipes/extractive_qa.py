@@ -26,7 +26,6 @@ from shared.recipe import (
     Metric,
     Recipe,
     Sampling,
-    added,
 )
 from shared.spec import LoraSpec, knob
 
@@ -274,28 +273,34 @@ class ExtractiveQA(Recipe):
         each = spans.cross_entropies(*spans.logits(learner.model, batch), batch)
         return Loss(each.sum(), len(each))
 
-    def judge(
-        self, learner: Learner, rows: Sequence[dict[str, Any]], batches: Iterable[tuple[list[Item], Batch]]
+    def judged_items(self, learner: Learner, items: list[Item], batch: Batch) -> list[Judged]:
+        """Of each window: its loss, and what was read in it."""
+        from shared.learning import spans
+
+        starts, ends = spans.logits(learner.model, batch)
+        losses = spans.cross_entropies(starts, ends, batch).tolist()
+        read = spans.read(items, starts, ends, batch, learner.spec.max_answer_length, N_BEST)
+        told = zip(losses, read, strict=True)
+        return [{"loss": loss, "windows": 1, "readings": [reading]} for loss, reading in told]
+
+    def settled(
+        self, learner: Learner, rows: Sequence[dict[str, Any]], found: dict[int, Judged]
     ) -> dict[int, Judged]:
         """Of each row: loss and number of its windows, F1 and exact match of the best stretch over them."""
         from shared.learning import answers, spans
 
-        found: dict[int, Judged] = {}
-        readings: dict[int, list[Reading]] = defaultdict(list)
-        for items, batch in batches:
-            starts, ends = spans.logits(learner.model, batch)
-            losses = spans.cross_entropies(starts, ends, batch).tolist()
-            read = spans.read(items, starts, ends, batch, learner.spec.max_answer_length, N_BEST)
-            for item, loss, reading in zip(items, losses, read, strict=True):
-                found[item["row"]] = added(found.get(item["row"], {}), {"loss": loss, "windows": 1})
-                readings[item["row"]].append(reading)
+        settled: dict[int, Judged] = {}
         for place, judged in found.items():
-            accepted = rows[place]["answers"]["text"]
-            guess = decided(readings[place], rows[place]["context"], learner)["answer"]
-            judged["f1"] = answers.f1(guess, accepted)
-            judged["exact_match"] = answers.exact_match(guess, accepted)
-            judged["weight"] = 1
-        return found
+            row, readings = rows[place], [spans.reading(*told) for told in judged["readings"]]
+            accepted, guess = row["answers"]["text"], decided(readings, row["context"], learner)["answer"]
+            settled[place] = {
+                "loss": judged["loss"],
+                "windows": judged["windows"],
+                "f1": answers.f1(guess, accepted),
+                "exact_match": answers.exact_match(guess, accepted),
+                "weight": 1,
+            }
+        return settled
 
     def scored(self, sums: dict[str, float]) -> dict[str, float]:
         """F1 and exact match are means over rows, the loss over windows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -212,24 +212,6 @@ class Seq2Seq(Recipe):
 
         return Loss(answer_loss(learner.model, batch), len(batch["targets"]))
 
-    def judge(
-        self, learner: Learner, rows: Sequence[dict[str, Any]], batches: Iterable[tuple[list[Item], Batch]]
-    ) -> dict[int, Judged]:
-        """{place: {loss, weight}}, and of at most `spec.answers` rows also {expected, written}."""
-        found: dict[int, Judged] = {}
-        items: dict[int, Item] = {}
-        for part, batch in batches:
-            found |= {
-                item["row"]: judged for item, judged in zip(part, self.judged(learner, batch), strict=True)
-            }
-            items |= {item["row"]: item for item in part}
-        asked = spread(sorted(items), learner.spec.answers)
-        ways = [Sampling(max_tokens=2 * len(items[place]["labels"]) + 8) for place in asked]
-        answers = self.predict(learner, [items[place] for place in asked], ways)
-        for place, answer in zip(asked, answers, strict=True):
-            found[place] |= {"expected": rows[place]["target"], "written": answer["text"]}
-        return found
-
     def judged(self, learner: Learner, batch: Batch) -> list[Judged]:
         """Of each row: its summed loss and how many tokens the target has."""
         from shared.learning.language_model import answer_sums
@@ -237,6 +219,26 @@ class Seq2Seq(Recipe):
         return [
             {name: sums[name] for name in ("loss", "weight")} for sums in answer_sums(learner.model, batch)
         ]
+
+    def asks(self, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[int]:
+        """At most `spec.answers` rows."""
+        return spread(list(range(len(rows))), learner.spec.answers)
+
+    def answered(
+        self,
+        learner: Learner,
+        rows: Sequence[dict[str, Any]],
+        items: Mapping[int, Item],
+        places: Sequence[int],
+    ) -> dict[int, Judged]:
+        """{place: {expected, written}}."""
+        asked = [items[place] for place in places]
+        ways = [Sampling(max_tokens=2 * len(item["labels"]) + 8) for item in asked]
+        answers = self.predict(learner, asked, ways)
+        return {
+            place: {"expected": rows[place]["target"], "written": answer["text"]}
+            for place, answer in zip(places, answers, strict=True)
+        }
 
     def measure(self, found: list[Judged], facts: dict[str, Any]) -> Scores:
         """Loss is the mean over all target tokens; the other metrics compare what was written."""

@@ -1,6 +1,5 @@
 """Models judged and compared in a browser: the form, the comparison that fills itself, the page of one."""
 
-import json
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from sqlmodel import select
 
 from shared.db import transaction
 from shared.tables import Team
+from tests.attempts import json_lines
 from tests.browser.conftest import Visit
 from tests.factories import CHAT, a_base_model, a_dataset, tiny_causal_lm
 
@@ -55,8 +55,8 @@ def test_two_models_are_judged_compared_and_their_results_downloaded(owner: Visi
     expect(page.locator("#worst li").first).to_contain_text("What is")
     with page.expect_download() as coming:
         page.get_by_role("link", name=re.compile("Rows as JSONL")).click()
-    lines = Path(coming.value.path()).read_text().splitlines()
-    assert [json.loads(line)["row"] for line in lines] == list(range(1, len(CHAT) + 1))
+    lines = json_lines(Path(coming.value.path()).read_text())
+    assert [line["row"] for line in lines] == list(range(1, len(CHAT) + 1))
     page.locator("#others").get_by_role("button", name="Compare").click()
     page.wait_for_url(re.compile(r"/evaluations/compare\?job=.*&job="))
     expect(page.get_by_role("region", name="Metrics of each model")).to_contain_text("no clear difference")

@@ -13,6 +13,7 @@ import pytest
 from openai import OpenAI
 
 from shared.db import transaction
+from tests.attempts import json_lines
 from tests.factories import a_base_model, tiny_causal_lm, tiny_encoder
 from tests.services import until
 
@@ -182,7 +183,7 @@ def test_a_fine_tuned_model_answers_a_batch(client, trained):
         3,
         0,
     )
-    told = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    told = json_lines(client.files.content(batch.output_file_id).text)
     assert {line["custom_id"] for line in told} == {"r0", "r1", "r2"}
     answer = told[0]["response"]["body"]
     assert (answer["object"], answer["choices"][0]["message"]["role"]) == ("chat.completion", "assistant")

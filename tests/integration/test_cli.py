@@ -12,6 +12,7 @@ from sqlmodel import select
 from shared import passwords, teams
 from shared.db import transaction
 from shared.tables import Membership, Team, User
+from tests.attempts import json_lines
 from tests.factories import CHAT, a_base_model, tiny_causal_lm
 
 BURNISH = Path(sys.executable).with_name("burnish")
@@ -190,8 +191,8 @@ def test_models_are_judged_side_by_side_and_the_results_downloaded(live, team, m
     assert told["comparison"]["evaluations"] == ids
     folder = tmp_path / "results"
     assert last_line(burnish("job", "download", ids[1], "--to", folder, **team)) == str(folder)
-    lines = (folder / f"{ids[1]}_results.jsonl").read_text().splitlines()
-    assert [json.loads(line)["row"] for line in lines] == list(range(1, len(CHAT) + 1))
+    lines = json_lines((folder / f"{ids[1]}_results.jsonl").read_text())
+    assert [line["row"] for line in lines] == list(range(1, len(CHAT) + 1))
     wrong = burnish("job", "evaluate", "--model", model, "--dataset", rows, "--column", "messages", **team)
     assert (wrong.returncode, "=" in wrong.stderr) == (1, True)
 

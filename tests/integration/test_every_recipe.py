@@ -14,6 +14,7 @@ from openai import OpenAI
 from shared import presets
 from shared.db import transaction
 from shared.recipe import Recipe, recipes, wire_name
+from tests.attempts import json_lines
 from tests.factories import a_base_model, tiny_causal_lm, tiny_encoder
 from tests.services import Live, until
 
@@ -113,7 +114,7 @@ def test_it_trains_downloads_and_answers(client: OpenAI, live: Live, models: dic
     batch = client.batches.create(input_file_id=questions.id, endpoint=endpoint, completion_window="24h")
     batch: Any = until(lambda: answered(client, batch.id), PATIENCE, batch.id)
     assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 3, 1)
-    lines = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    lines = json_lines(client.files.content(batch.output_file_id).text)
     assert [line["custom_id"] for line in lines] == ["row-0", "row-1", "row-2"]
     for line in lines:
         body = line["response"]["body"]
@@ -121,7 +122,7 @@ def test_it_trains_downloads_and_answers(client: OpenAI, live: Live, models: dic
         assert output
         if "file_id" in output:
             assert client.files.content(output["file_id"]).read()[:4] in (b"\x89PNG", b"RIFF")
-    wrong = [json.loads(line) for line in client.files.content(batch.error_file_id).text.splitlines()]
+    wrong = json_lines(client.files.content(batch.error_file_id).text)
     assert wrong[0]["response"]["body"]["error"]["message"].endswith(".")
     judges(client, recipe, job.fine_tuned_model, file.id)
 
@@ -138,7 +139,7 @@ def judges(client: OpenAI, recipe: Recipe, model: str, file_id: str) -> None:
     names = {metric.name for metric in recipe.metrics}
     assert (set(told["metrics"]), set(told["intervals"])) == (names, names)
     results, report = (client.files.content(one) for one in told["result_files"])
-    lines = [json.loads(line) for line in results.text.splitlines()]
+    lines = json_lines(results.text)
     assert len(lines) == told["rows"] > 0
     assert all({"row", "score", "judged"} <= line.keys() for line in lines)
     assert json.loads(report.text)["worst"]

@@ -14,8 +14,9 @@ import zipfile
 import pytest
 from sqlmodel import col, select
 
-from shared import checkpoints, datasets, events, jobs, storage
+from shared import checkpoints, datasets, events, jobs, shards, storage
 from shared.db import transaction
+from shared.errors import Refused
 from shared.jobs import Order
 from shared.settings import settings
 from shared.tables import (
@@ -429,6 +430,95 @@ def test_a_cancelled_inference_keeps_its_answers_so_far(team, trained, machine):
     assert len(lines) == 4000
     assert 0 < len(reached) == job.scores["requests"]["completed"] < 4000
     assert lines[-1]["error"]["code"] == "batch_cancelled" or lines[0]["error"]["code"] == "batch_cancelled"
+
+
+@pytest.mark.parametrize("verb", [None, jobs.pause], ids=["queued", "paused"])
+def test_an_inference_cancelled_while_it_waits_gives_the_answers_of_earlier_attempts(
+    team, trained, machine, verb
+):
+    job = batch(team, trained, [request(f"r{n}") for n in range(3)])
+    a_shard(job, 1, [{"place": 1, "output": told("one")}])
+    with transaction() as db:
+        if verb:
+            verb(db, job, "somebody")
+        waiting = jobs.cancel(db, job, "somebody")
+        assert (waiting.state, waiting.slot) == (State.QUEUED, Slot.LIGHT)
+        with pytest.raises(Refused, match="being cancelled"):
+            jobs.pause(db, job, "somebody")
+    machine.look(Slot.COMPUTE)
+    assert again(job.id).state == State.QUEUED, "no slot of those that compute is taken"
+    machine.look(Slot.LIGHT)
+    job = again(job.id)
+    assert (job.state, job.scores["requests"]) == (
+        State.CANCELLED,
+        {"total": 3, "completed": 1, "failed": 2},
+    )
+    made = answers(job.id)
+    (answered,) = made["predictions"]
+    assert answered["custom_id"] == "r1"
+    assert answered["response"]["body"]["choices"][0]["message"]["content"] == "one"
+    assert [line["custom_id"] for line in made["errors"]] == ["r0", "r2"]
+    assert {line["error"]["code"] for line in made["errors"]} == {"batch_cancelled"}
+
+
+def test_a_worker_lost_while_it_makes_the_files_of_a_cancelled_inference_is_followed_by_another(
+    team, trained, machine
+):
+    job = batch(team, trained, [request(f"r{n}") for n in range(3)])
+    a_shard(job, 1, [{"place": 1, "output": told("one")}])
+    with transaction() as db:
+        jobs.cancel(db, job, "somebody")
+        attempt = jobs.claim(db, machine.id, Slot.LIGHT)
+        assert attempt
+        assert attempt.job_id == job.id
+        assert jobs.finish(db, attempt.lease_id, Outcome.LOST) == State.QUEUED
+    machine.look(Slot.LIGHT)
+    assert again(job.id).state == State.CANCELLED
+    assert len(answers(job.id)["predictions"]) == 1
+
+
+def test_a_waiting_inference_without_answers_is_cancelled_at_once(team, trained):
+    job = batch(team, trained, [request("a")])
+    with transaction() as db:
+        assert jobs.cancel(db, job, "somebody").state == State.CANCELLED
+
+
+def test_what_shards_have_judged_is_not_judged_again(team, trained, machine):
+    def evaluation():
+        with transaction() as db:
+            order = Order(
+                team_id=team.id, kind=Kind.EVALUATE, model=trained.best_checkpoint_id,
+                dataset_version_id=trained.dataset_version_id, seed=3,
+            )  # fmt: skip
+            return jobs.submit(db, order)
+
+    undisturbed = evaluation()
+    machine.look(Slot.COMPUTE)
+    assert again(undisturbed.id).state == State.SUCCEEDED, again(undisturbed.id).reason
+    with transaction() as db:
+        (shard,) = shards.of(db, undisturbed.id)
+    done = [json.loads(line) for line in storage.read(f"{shard.prefix}{shards.LINES}").splitlines()]
+    job = evaluation()
+    a_shard(job, 1, done[: len(done) // 2])
+    machine.look(Slot.COMPUTE)
+    assert again(job.id).state == State.SUCCEEDED, again(job.id).reason
+    with transaction() as db:
+        told = select(Event).where(Event.job_id == job.id, Event.type == EventType.SHARD)
+        fresh = sum(event.data["answers"] for event in db.exec(told))
+    assert fresh == len(done) - len(done) // 2
+    assert results_of(job.id) == results_of(undisturbed.id)
+
+
+def results_of(job_id):
+    """What an evaluation found, but for its duration."""
+    with transaction() as db:
+        made = db.exec(
+            select(Artifact).where(Artifact.job_id == job_id, col(Artifact.form).in_(("results", "report")))
+        )
+        files = {artifact.form: storage.read(db.get_one(File, artifact.file_id).key) for artifact in made}
+    report = json.loads(files["report"])
+    del report["seconds"]
+    return files["results"], report
 
 
 def batch(team, trained, lines):

@@ -15,6 +15,7 @@ from shared.batches import CHAT, PREDICTIONS, BadBatch
 from shared.errors import Refused
 from shared.formats import ROW
 from shared.recipe import get
+from tests.attempts import json_lines
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 TELLER = Teller("batch_1", "ft:base:team::12345678", CHAT, 1_700_000_000)
@@ -189,7 +190,7 @@ def written(
     counts = answers.write_results(
         asked, folder / "shards", output, errors, teller, pieces or answers.Pieces()
     )
-    told = [[json.loads(line) for line in path.read_text().splitlines()] for path in (output, errors)]
+    told = [json_lines(path.read_text()) for path in (output, errors)]
     return told[0], told[1], counts
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from shared.formats import ROW
 from shared.recipe import Judged, get
-from tests.attempts import TINY, checkpoints, events, parquet, run_here, write_attempt
+from tests.attempts import TINY, checkpoints, events, json_lines, parquet, run_here, write_attempt
 from worker.engine import bootstrap
 from worker.engine.evaluate import ranked
 
@@ -34,7 +34,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "artifacts" / "results.jsonl").read_text().splitlines()]
+    return json_lines((folder / "artifacts" / "results.jsonl").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from shared.errors import Refused
 from shared.recipe import Item, Learner, Media, Sampling, recipes
 from shared.recipes.sft import SFT
-from tests.attempts import events, predictions, run_here, write_attempt
+from tests.attempts import events, json_lines, predictions, run_here, write_attempt
 from tests.factories import tiny_causal_lm
 from worker.engine import infer, shards
 from worker.engine.__main__ import run
@@ -66,16 +66,16 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
 
 
 def test_requests_of_like_length_are_answered_together_and_none_alone(tmp_path: Path, tiny: Path, echo: Echo):
-    words = ["x" * (n % 7 * 20 + 1) for n in range(70)]
+    words = ["x" * (n % 7 * 20 + 1) for n in range(210)]
     folder = attempt(tmp_path / "a", tiny, [question(one) for one in words], "echo")
     assert run_here(folder) == 0, events(folder, "error")
     assert all(len(call) > 1 for call in echo.calls)
-    assert sum(map(len, echo.calls)) == 70
+    assert sum(map(len, echo.calls)) == 210
     padded = sum(len(call) * max(map(len, call)) for call in echo.calls)
     assert padded <= 1.3 * sum(map(len, words))
     told = predictions(folder)
     assert [one["output"]["said"] for one in told] == words
-    assert len({one["output"]["seed"] for one in told}) == 70, "each row draws by a seed of its own"
+    assert len({one["output"]["seed"] for one in told}) == 210, "each row draws by a seed of its own"
 
 
 def test_beams_are_batched_apart(tmp_path: Path, tiny: Path, echo: Echo):
@@ -100,7 +100,7 @@ def test_a_bad_request_is_an_error_row_among_the_others(tmp_path: Path, tiny: Pa
 
 
 def test_what_shards_answer_is_not_asked_again(tmp_path: Path, tiny: Path, echo: Echo):
-    folder = attempt(tmp_path / "a", tiny, [question(str(n)) for n in range(40)], "echo")
+    folder = attempt(tmp_path / "a", tiny, [question(str(n)) for n in range(80)], "echo")
     assert run_here(folder) == 0
     whole = predictions(folder)
     finished = sorted((folder / "artifacts" / "shards").glob("shard-*"))
@@ -124,8 +124,8 @@ def test_a_picture_lies_in_the_shard_that_names_it(
     folder = attempt(tmp_path / "a", tiny, [question(f"n{n}") for n in range(9)], "echo")
     assert run_here(folder) == 0
     for shard in (folder / "artifacts" / "shards").iterdir():
-        lines = (shard / "answers.jsonl").read_text().splitlines() if shard.name != "next" else []
-        names = {json.loads(line)["output"]["media"] for line in lines}
+        lines = json_lines((shard / "answers.jsonl").read_text()) if shard.name != "next" else []
+        names = {line["output"]["media"] for line in lines}
         assert {path.name for path in shard.iterdir()} - {"answers.jsonl"} == names
     assert predictions(folder)[3]["output"]["media"].endswith(".png")
 
@@ -151,7 +151,7 @@ def test_where_memory_runs_out_batches_get_smaller(
 def test_a_stop_keeps_what_was_answered_and_the_next_goes_on(
     tmp_path: Path, tiny: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch
 ):
-    folder = attempt(tmp_path / "a", tiny, [question(str(n)) for n in range(40)], "echo")
+    folder = attempt(tmp_path / "a", tiny, [question(str(n)) for n in range(80)], "echo")
     stop, right = Stop(), echo.predict
 
     def interrupted(learner: Learner, items: list[Item], sampling: list[Sampling]) -> list[Any]:
@@ -162,20 +162,20 @@ def test_a_stop_keeps_what_was_answered_and_the_next_goes_on(
     monkeypatch.setattr(echo, "predict", interrupted)
     monkeypatch.setattr(shards, "ENOUGH", 1000)
     assert run(folder, stop) == STOPPED
-    assert [event["data"]["answers"] for event in events(folder, "shard")] == [16]
+    assert [event["data"]["answers"] for event in events(folder, "shard")] == [32]
     first = {one["place"] for one in predictions(folder)}
     assert run_here(folder) == 0
-    assert len(predictions(folder)) == 40
-    assert [event["data"]["answers"] for event in events(folder, "shard")] == [16, 24]
+    assert len(predictions(folder)) == 80
+    assert [event["data"]["answers"] for event in events(folder, "shard")] == [32, 48]
     assert first == {int(word) for word in echo.calls[0]}
 
 
 def test_it_says_how_fast_it_is(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(infer, "PAUSE", 0)
-    folder = attempt(tmp_path / "a", tiny, [question(str(n)) for n in range(40)])
+    folder = attempt(tmp_path / "a", tiny, [question(str(n)) for n in range(80)])
     assert run_here(folder) == 0
     told = [e["data"] for e in events(folder, "stage") if e["data"].get("rows_per_second")]
-    assert [one["done"] for one in told] == [16, 32, 40]
+    assert [one["done"] for one in told] == [32, 64, 80]
     assert told[0]["eta_seconds"] > 0
     assert told[0]["tokens_per_second"] > told[0]["rows_per_second"]
 
@@ -184,7 +184,7 @@ def test_the_cost_of_a_batch_counts_what_may_be_written_and_beams():
     def asked(read: int, beams: int = 1) -> infer.Asked:
         return infer.Asked(0, {}, Sampling(beams=beams), read, (read + 100) * beams)
 
-    sizes = [len(batch) for batch in infer.batches([asked(412) for _ in range(16)], "cpu")]
-    assert sizes == [8, 8]
-    sizes = [len(batch) for batch in infer.batches([asked(412, beams=4) for _ in range(4)], "cpu")]
-    assert sizes == [2, 2]
+    sizes = [len(batch) for batch in infer.batches([asked(412) for _ in range(32)], "cpu")]
+    assert sizes == [16, 16]
+    sizes = [len(batch) for batch in infer.batches([asked(412, beams=4) for _ in range(8)], "cpu")]
+    assert sizes == [4, 4]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from shared import presets
 from shared.recipe import Recipe, Sampling, get, recipes, wire_name
 from shared.spec import resolve
 from tests.attempts import TINY, checkpoints, events, parquet, predictions, run_here, tensors, write_attempt
+from worker.engine import evaluate, shards
 from worker.zygote import Zygote
 
 EVERY = pytest.mark.parametrize("recipe", recipes().values(), ids=lambda recipe: recipe.name)
@@ -151,12 +153,24 @@ def test_a_stopped_training_goes_on_bit_for_bit(
     assert tensors(checkpoints(resumed)[-1]) == tensors(checkpoints(whole)[-1])
 
 
-@EVERY
-def test_its_checkpoint_answers(recipe: Recipe, fields: dict[str, Any], tmp_path: Path):
+@pytest.fixture
+def weights(recipe: Recipe, fields: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """What an attempt at asking a checkpoint of the recipe needs."""
     trained = write_attempt(tmp_path / "trained", **fields)
     assert run_here(trained) == 0
     servable = checkpoints(trained)[-1] / "servable"
     adapted = (servable / "adapter_config.json").exists()
+    return {
+        "recipe": recipe.name,
+        "base_model": fields["base_model"] if adapted else servable,
+        "adapter": servable if adapted else None,
+    }
+
+
+@EVERY
+def test_its_checkpoint_answers(
+    recipe: Recipe, fields: dict[str, Any], weights: dict[str, Any], tmp_path: Path
+):
     rows = [recipe.canonical(row, fields["columns"]) for row in recipe.example]
     requests = [
         {"row": number, "input": recipe.input(row), "sampling": vars(Sampling(max_tokens=5))}
@@ -164,16 +178,41 @@ def test_its_checkpoint_answers(recipe: Recipe, fields: dict[str, Any], tmp_path
     ]
     asked = tmp_path / "requests.jsonl"
     asked.write_text("\n".join(json.dumps(one) for one in [*requests, {"row": 99, "input": {}}]))
-    given = {
-        "kind": "infer",
-        "recipe": recipe.name,
-        "requests": asked,
-        "base_model": fields["base_model"] if adapted else servable,
-        "adapter": servable if adapted else None,
-    }
-    folder = write_attempt(tmp_path / "answers", **given)
+    folder = write_attempt(tmp_path / "answers", kind="infer", requests=asked, **weights)
     assert run_here(folder) == 0, events(folder, "error")
     told = predictions(folder)
     assert [one["place"] for one in told] == list(range(len(requests) + 1))
     assert all(one["output"] for one in told[:-1])
     assert told[-1]["error"]["message"].endswith(".")
+
+
+@EVERY
+def test_a_killed_evaluation_goes_on_bit_for_bit_and_does_nothing_twice(
+    recipe: Recipe,
+    fields: dict[str, Any],
+    weights: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(shards, "ENOUGH", 1)
+    monkeypatch.setattr(shards, "SOONEST", 0)
+    monkeypatch.setitem(evaluate.BUDGET, "cpu", 64)
+    given = {"kind": "evaluate", "valid": fields["train"], "columns": fields["columns"]} | weights
+    whole = write_attempt(tmp_path / "whole", **given)
+    assert run_here(whole) == 0, events(whole, "error")
+    finished = sorted((whole / "artifacts" / "shards").glob("shard-*"))
+    assert len(finished) >= 2
+    for kept in {1, len(finished) - 1}:
+        killed = write_attempt(tmp_path / f"killed-{kept}", **given)
+        for shard in finished[:kept]:
+            shutil.copytree(shard, killed / "artifacts" / "shards" / shard.name)
+        assert run_here(killed) == 0, events(killed, "error")
+        assert found_by(killed) == found_by(whole)
+        assert len(events(killed, "shard")) == len(finished) - kept
+
+
+def found_by(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Every row's line, and the report but for its duration."""
+    report = json.loads((folder / "artifacts" / "report.json").read_text())
+    assert report.pop("seconds") >= 0
+    return (folder / "artifacts" / "results.jsonl").read_text(), report

@@ -75,7 +75,7 @@ def do(attempt: Attempt, events: Events, stop: Stop, forked: Callable[[], None])
     if attempt.kind == "evaluate":
         from worker.engine.evaluate import evaluate
 
-        return evaluate(attempt, events)
+        return evaluate(attempt, events, stop)
     if attempt.kind == "export":
         from worker.engine.export import export
 

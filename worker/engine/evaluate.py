@@ -1,5 +1,5 @@
 """A model judged on every row of a dataset: metrics with intervals, what was found of each row, the worst and
-the best of them, answers to look at.
+the best of them, answers to look at. What was found is kept in shards, so that a kill costs little.
 """
 
 from __future__ import annotations
@@ -8,28 +8,31 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from shared.errors import Refused
-from shared.recipe import Batch, Item, Judged, Learner, Recipe, Scores
+from shared.recipe import Judged, Learner, Recipe, Scores
 from worker.engine import bootstrap, weights
-from worker.engine.attempt import DONE, Attempt
-from worker.engine.data import Rows, View, encode, joins_rows
-from worker.engine.evaluation import HeldOut, declared, kept, quiet
+from worker.engine.attempt import DONE, Attempt, Stop
+from worker.engine.data import Rows, View, encode, fingerprint, joins_rows, portions, seed_of
+from worker.engine.evaluation import HeldOut, declared, quiet
 from worker.engine.events import Events, finite
+from worker.engine.findings import ByRow, Findings
 from worker.engine.items import Items
 from worker.engine.memory import recall
 from worker.engine.run import BUDGET, architecture
+from worker.engine.shards import Line, Shards
 
 SHOWN = 20  # rows among the worst, and among the best
 MOST_LISTED = 100  # rows that are left out, with their reasons
 MOST_ANSWERED = 1000  # rows whose answer is kept
 ANSWER_SECONDS = 120.0  # for answers to rows that are neither among the worst nor the best
 AT_ONCE = 8  # rows answered together
+WRITTEN_AT_ONCE = 64  # rows of those whose answers are judged
 LONGEST = 2000  # characters of a text in the results
 LONGEST_SHOWN = 600  # and in the report
 MOST_DETAIL = 256 * 1024  # bytes of the detail that pages draw
@@ -38,7 +41,7 @@ PAUSE = 1.0  # seconds between two words about how far it is
 
 @dataclass
 class Evaluation:
-    """What an evaluation works on. `held.rows` are the rows that are judged, by place."""
+    """What an evaluation works on, and what it has found. `held.rows` are the rows that are judged, by place."""
 
     attempt: Attempt
     events: Events
@@ -47,44 +50,63 @@ class Evaluation:
     rows: Rows
     items: Items
     held: HeldOut
+    findings: Findings
+    stop: Stop
 
     def number(self, place: int) -> int:
         """The number of a judged row in the user's file."""
         return self.rows.in_file(self.rows.numbers[self.held.rows.places[place]])
 
+    def keep(self, lines: Sequence[Line]) -> None:
+        """What was found; a stop waits until it is kept."""
+        with self.stop.later():
+            self.findings.add(lines)
 
-def evaluate(attempt: Attempt, events: Events) -> int:
+
+def evaluate(attempt: Attempt, events: Events, stop: Stop) -> int:
     """Judge the rows of `attempt.valid`: artifacts/results.jsonl has a line a row, in the order of the file,
-    artifacts/report.json everything else. Returns the exit code. Raises Refused.
+    artifacts/report.json everything else. What the shards of earlier attempts tell is not found out again.
+    Returns the exit code. Raises Refused.
     """
     began = time.monotonic()
     events.stage("preparing")
     weights.device(attempt)
-    run = prepared(attempt, events)
-    found = judged(run, BUDGET[run.learner.device.type])
+    run = prepared(attempt, events, stop)
+    try:
+        found = judged(run)
+        lines = scored(run, found)
+    finally:
+        stop.patient = True
+        run.findings.shards.close()
+    stop.patient = False
+    report(run, found, lines, began)
+    events.stage("done")
+    return DONE
+
+
+def report(run: Evaluation, found: dict[int, Judged], lines: list[dict[str, Any]], began: float) -> None:
+    """Writes what came out."""
+    attempt, events = run.attempt, run.events
     listed = [found[place] for place in sorted(found)]
     scores = declared(run.recipe, run.recipe.measure(listed, run.learner.facts))
-    lines = scored(run, found)
     seed = bootstrap.digest([line["row"] for line in lines])
     values = bootstrap.resampled(run.recipe, listed, run.learner.facts, seed, teller(events, "resampling"))
-    report: dict[str, Any] = told(run, scores, lines, values) | {"rows_digest": seed}
-    report["seconds"] = round(time.monotonic() - began, 1)
+    summary: dict[str, Any] = told(run, scores, lines, values) | {"rows_digest": seed}
+    summary["seconds"] = round(time.monotonic() - began, 1)
     events.log(
-        f"{report['rows']} rows are judged and {report['left_out']['count']} left out; {report['answered']} answers"
-        f" are kept; {report['resamples']} resamples."
+        f"{summary['rows']} rows are judged and {summary['left_out']['count']} left out; {summary['answered']}"
+        f" answers are kept; {summary['resamples']} resamples."
     )
     events.stage("saving")
     with (attempt.artifacts / "results.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines)
-    (attempt.artifacts / "report.json").write_text(json.dumps(finite(report), ensure_ascii=False))
-    events.stage("done")
-    return DONE
+    (attempt.artifacts / "report.json").write_text(json.dumps(finite(summary), ensure_ascii=False))
 
 
 # --- before -----------------------------------------------------------------------------------------
 
 
-def prepared(attempt: Attempt, events: Events) -> Evaluation:
+def prepared(attempt: Attempt, events: Events, stop: Stop) -> Evaluation:
     """The model loaded and the rows encoded. Raises Refused where no row can be used."""
     recipe = attempt.method
     if attempt.valid is None:
@@ -96,7 +118,9 @@ def prepared(attempt: Attempt, events: Events) -> Evaluation:
     except Refused as wrong:
         raise Refused(wrong.message, param="dataset", code=wrong.code) from None
     held = HeldOut(rows, items, sorted(set(items.rows)), most=len(rows))
-    return Evaluation(attempt, events, recipe, learner, rows, items, held)
+    shards = Shards(attempt.artifacts / "shards", events, media=attempt.media)
+    findings = Findings(shards, fingerprint(rows, learner, recipe)[:16])
+    return Evaluation(attempt, events, recipe, learner, rows, items, held, findings, stop)
 
 
 def opened(attempt: Attempt) -> Learner:
@@ -144,28 +168,47 @@ def teller(events: Events, detail: str) -> Callable[[int, int], None]:
     return tell
 
 
-def judged(run: Evaluation, budget: int) -> dict[int, Judged]:
-    """{place: what was found of the row}; where memory runs out, in smaller batches."""
-    batches = counted(run, run.held.batches(run.recipe, run.learner, budget))
+def judged(run: Evaluation) -> dict[int, Judged]:
+    """{place: what was found of the row}."""
+    with quiet(run.learner, run.attempt.seed):
+        judge_items(run, BUDGET[run.learner.device.type])
+        found = run.recipe.settled(run.learner, run.held.rows, run.findings.judged)
+        judge_answers(run)
+    return {place: one | run.findings.answered.get(place, {}) for place, one in found.items()}
+
+
+def judge_items(run: Evaluation, budget: int) -> None:
+    """Batch by batch, those that are not judged; where memory runs out, in smaller batches."""
+    tell = teller(run.events, "judging rows")
+    rest = [place for place in run.held.order if place not in run.findings.items]
     try:
-        with quiet(run.learner, run.attempt.seed):
-            return run.recipe.judge(run.learner, run.held.rows, batches)
+        for places in portions(rest, run.items.lengths, budget):
+            torch.manual_seed(seed_of(run.attempt.seed, 0, places[0]))
+            items, batch = run.held.batch(places, run.recipe, run.learner)
+            told = zip(places, items, run.recipe.judged_items(run.learner, items, batch), strict=True)
+            run.keep([{"item": place, "row": item["row"], "judged": one} for place, item, one in told])
+            tell(len(run.findings.items), len(run.held.order))
+        return
     except torch.OutOfMemoryError:
         if budget < max(run.items.lengths):
             raise
     torch.cuda.empty_cache()
-    return judged(run, budget // 2)
+    judge_items(run, budget // 2)
 
 
-def counted(
-    run: Evaluation, batches: Iterator[tuple[list[Item], Batch]]
-) -> Iterator[tuple[list[Item], Batch]]:
-    """The same batches, with word of how far they are."""
-    tell, done = teller(run.events, "judging rows"), 0
-    for items, batch in batches:
-        yield items, batch
-        done += len(items)
-        tell(done, len(run.held.order))
+def judge_answers(run: Evaluation) -> None:
+    """What the metrics need of the model's own answers: some rows at a time, always the same ones together."""
+    rows, learner = run.held.rows, run.learner
+    tell, places = teller(run.events, "judging answers"), run.recipe.asks(learner, rows)
+    items = ByRow(run.items, run.held.order, run.held.renumbered)
+    for start in range(0, len(places), WRITTEN_AT_ONCE):
+        part = places[start : start + WRITTEN_AT_ONCE]
+        if run.findings.answered.keys() >= set(part):
+            continue
+        torch.manual_seed(seed_of(run.attempt.seed, 0, part[0]))
+        found = run.recipe.answered(learner, rows, items, part)
+        run.keep([{"row": place, "answered": found.get(place, {})} for place in part])
+        tell(start + len(part), len(places))
 
 
 def scored(run: Evaluation, found: dict[int, Judged]) -> list[dict[str, Any]]:
@@ -208,16 +251,20 @@ def answered(
     first = [places[n] for part in extremes for n in part]
     others = random.Random(0).sample(places, len(places))
     order = list(dict.fromkeys(first + others))[:MOST_ANSWERED]
-    tell, until, found = teller(run.events, "asking for answers"), time.monotonic() + ANSWER_SECONDS, {}
+    tell, until = teller(run.events, "asking for answers"), time.monotonic() + ANSWER_SECONDS
+    found = run.findings.samples
     with quiet(run.learner, run.attempt.seed):
         for start in range(0, len(order), AT_ONCE):
+            part = order[start : start + AT_ONCE]
+            if found.keys() >= set(part):
+                continue
             if start >= len(first) and (time.monotonic() > until or any(map(has_media, found.values()))):
                 break
-            part = order[start : start + AT_ONCE]
-            samples = [kept(one, run.attempt.media) for one in sampled(run, part)]
-            found |= {place: cut(one, LONGEST) for place, one in zip(part, samples, strict=True) if one}
+            torch.manual_seed(seed_of(run.attempt.seed, 0, part[0]))
+            samples = zip(part, sampled(run, part), strict=True)
+            run.keep([{"row": place, "sample": cut(one, LONGEST)} for place, one in samples])
             tell(start + len(part), len(order))
-    return found
+    return {place: sample for place, sample in found.items() if sample}
 
 
 def sampled(run: Evaluation, places: list[int]) -> list[dict[str, Any]]:

@@ -38,11 +38,15 @@ class HeldOut:
     def batches(self, recipe: Recipe, learner: Learner, budget: int) -> Iterator[tuple[list[Item], Batch]]:
         """Items of like length together, on the model's device; `row` counts through `rows`."""
         for places in portions(self.order, self.items.lengths, budget):
-            items = [self.items[place] | {"seed": seed_of(0, 0, place)} for place in places]
-            for item in items:
-                item["row"] = self.renumbered[item["row"]]
-            batch = recipe.collate(items, learner)
-            yield items, {name: value.to(learner.device) for name, value in batch.items()}
+            yield self.batch(places, recipe, learner)
+
+    def batch(self, places: list[int], recipe: Recipe, learner: Learner) -> tuple[list[Item], Batch]:
+        """These items, and the batch that they make."""
+        items = [self.items[place] | {"seed": seed_of(0, 0, place)} for place in places]
+        for item in items:
+            item["row"] = self.renumbered[item["row"]]
+        batch = recipe.collate(items, learner)
+        return items, {name: value.to(learner.device) for name, value in batch.items()}
 
 
 def spread(places: list[int], most: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from worker.engine.events import Events
 from worker.engine.shards import Shards
 
 WINDOW = 4096  # requests that are read and sorted by length together
-AT_ONCE = {"cpu": 16, "cuda": 128}  # in one batch
-BUDGET = {"cpu": 4096, "cuda": 65_536}  # tokens in one batch
+AT_ONCE = {"cpu": 32, "cuda": 128}  # in one batch
+BUDGET = {"cpu": 8192, "cuda": 65_536}  # tokens in one batch
 PAUSE = 1.0  # seconds between two words on how far it is
 
 Answer = dict[str, Any]  # {"place", "output"} or {"place", "error"}
@@ -46,32 +46,55 @@ def infer(attempt: Attempt, events: Events, stop: Stop) -> int:
         raise Refused("An inference job needs requests.", param="input_file_id")
     events.stage("preparing")
     total = count_lines(attempt.requests)
-    shards = Shards(attempt.artifacts / "shards", total, events)
-    if shards.count < total:
-        answer_rest(attempt, attempt.requests, shards, events, stop)
+    answers = Answers(Shards(attempt.artifacts / "shards", events), total)
+    if answers.count < total:
+        answer_rest(attempt, attempt.requests, answers, events, stop)
     events.stage("done", done=total, total=total)
     return DONE
 
 
-def answer_rest(attempt: Attempt, requests: Path, shards: Shards, events: Events, stop: Stop) -> None:
+class Answers:
+    """The answers, in shards: lines {"place", "output"} or {"place", "error"}, whose place counts the requests
+    from 0. What earlier attempts have answered is not asked again.
+    """
+
+    def __init__(self, shards: Shards, total: int) -> None:
+        self.shards = shards
+        self.done = bytearray(total)  # 1 for each place that is answered
+        self.count = 0  # of them
+        self.note(shards.lines())
+
+    def add(self, answers: list[Answer]) -> None:
+        """Some more."""
+        self.note(answers)
+        self.shards.add(answers)
+
+    def note(self, answers: Iterable[Answer]) -> None:
+        """Those places are answered."""
+        for answer in answers:
+            self.count += not self.done[answer["place"]]
+            self.done[answer["place"]] = 1
+
+
+def answer_rest(attempt: Attempt, requests: Path, answers: Answers, events: Events, stop: Stop) -> None:
     """Window by window, batch by batch. Whatever happens, what was answered is kept."""
     recipe, where = attempt.method, weights.device(attempt)
     learner = weights.reopened(attempt, recipe)
-    pace = Pace(shards, events)
+    pace = Pace(answers, events)
     try:
         with torch.no_grad(), weights.autocast(where):
-            for window in windows(requests, shards.done):
+            for window in windows(requests, answers.done):
                 asked, errors = encoded(recipe, learner, window, attempt.seed)
                 with stop.later():
-                    shards.add(errors)
+                    answers.add(errors)
                 for batch in batches(asked, where.type):
-                    answers = answered(recipe, learner, batch)
+                    fresh = answered(recipe, learner, batch)
                     with stop.later():
-                        shards.add(answers)
-                    pace.tell(batch, answers)
+                        answers.add(fresh)
+                    pace.tell(batch, fresh)
     finally:
         stop.patient = True
-        shards.close()
+        answers.shards.close()
 
 
 def count_lines(path: Path) -> int:
@@ -166,9 +189,9 @@ def answered(recipe: Recipe, learner: Learner, batch: list[Asked]) -> list[Answe
 class Pace:
     """Says how far it is and how fast, now and then."""
 
-    def __init__(self, shards: Shards, events: Events) -> None:
-        self.shards, self.events = shards, events
-        self.before = shards.count
+    def __init__(self, answers: Answers, events: Events) -> None:
+        self.answers, self.events = answers, events
+        self.before = answers.count
         self.began = self.said = time.monotonic()
         self.tokens = 0
         self.say()
@@ -182,7 +205,7 @@ class Pace:
     def say(self) -> None:
         """The line."""
         self.said = time.monotonic()
-        done, total = self.shards.count, len(self.shards.done)
+        done, total = self.answers.count, len(self.answers.done)
         told: dict[str, Any] = {"done": done, "total": total}
         if done > self.before:
             rate = (done - self.before) / (self.said - self.began)

@@ -14,7 +14,7 @@ from shared.errors import Refused
 from shared.learning import infilling, syntax
 from shared.learning.tokenizers import train
 from shared.recipe import Learner, Sampling, get
-from shared.recipes.code import CodeSpec, gap_in
+from shared.recipes.code import COUNTED, CodeSpec, gap_in
 from tests.attempts import TINY, checkpoints, events, parquet, predictions, run_here, write_attempt
 from tests.imports import imported, lines
 
@@ -289,11 +289,13 @@ def test_a_plain_base_model_writes_on_and_cannot_fill(tmp_path: Path):
 def test_a_line_that_is_completed_rightly_counts(monkeypatch: pytest.MonkeyPatch):
     rows = [{"path": "a.py", "content": PROGRAM}, {"path": "b.rs", "content": "fn main() {}\n"}]
     judged = {"loss": 6.0, "weight": 3}
-    monkeypatch.setattr("shared.recipe.Recipe.judge", lambda *_: {0: dict(judged), 1: dict(judged)})
+    monkeypatch.setattr(type(CODE), "judged", lambda *_: [judged | dict.fromkeys(COUNTED, 0)] * 2)
 
     def scores(fill: Any) -> dict[str, float]:
         monkeypatch.setattr(type(CODE), "filled", lambda _, learner, gaps: [fill(gap) for gap in gaps])
-        return CODE.evaluate(Learner(spec=CodeSpec(), facts={}), rows, []).metrics
+        return CODE.evaluate(
+            Learner(spec=CodeSpec(), facts={}), rows, [([{"row": 0}, {"row": 1}], {})]
+        ).metrics
 
     assert scores(lambda gap: gap.line) == {"loss": 2.0, "syntax_valid": 1.0, "exact_match": 1.0}
     wrong = scores(lambda gap: gap.line + "\n)(")
