@@ -135,7 +135,7 @@ def stored(demo: Demo, path: Path) -> str:
     found = next((f for f in known if f["x_sha256"] == digest and f["status"] != "error"), None)
     file = found or demo.api.upload(path)
     demo.tend()
-    rows = len(path.read_text().splitlines())
+    rows = path.read_text().count("\n")
     print(f"Data: {file['filename']}, {rows} conversations{'' if found is None else ' (stored already)'}")
     return file["id"]
 
@@ -159,8 +159,7 @@ def submitted(demo: Demo, body: dict[str, Any]) -> dict[str, Any]:
 
 def prompts(valid: Path) -> list[str]:
     """What the models are asked before and after: two questions that were held out of training."""
-    rows = [json.loads(line) for line in valid.read_text().splitlines()]
-    questions = [row["messages"][0]["content"] for row in rows]
+    questions = [row["messages"][0]["content"] for row in json_lines(valid.read_text())]
     return [question for question in questions if question.endswith("?")][:2] or questions[:2]
 
 
@@ -183,8 +182,13 @@ def answers(demo: Demo, model: str, asked: list[str]) -> list[str]:
     if batch["status"] != "completed" or not batch["output_file_id"]:
         return ["(no answer)"] * len(asked)
     said = demo.api.wire.get(f"/files/{batch['output_file_id']}/content", follow_redirects=True).text
-    by_id = {answer["custom_id"]: answer for answer in map(json.loads, said.splitlines())}
+    by_id = {answer["custom_id"]: answer for answer in json_lines(said)}
     return [content(by_id.get(str(place))) for place in range(len(asked))]
+
+
+def json_lines(text: str) -> list[Any]:
+    """The values of JSONL; texts in it may hold other separators of lines than the newline."""
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def request(model: str, place: int, question: str) -> dict[str, Any]:
