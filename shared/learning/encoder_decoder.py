@@ -96,7 +96,8 @@ def generated(model: Any, tokenizer: Any, sources: list[list[int]], ways: list[S
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-    from shared.learning.generation import Picker, Stopper, answer, end_tokens
+    from shared.learning.drawing import Picker, Stopper
+    from shared.learning.generation import answer, end_tokens
 
     given = pad([{"input_ids": source} for source in sources], tokenizer)
     ends, room = end_tokens(model, tokenizer), getattr(model.config, "max_position_embeddings", None)
@@ -111,7 +112,7 @@ def generated(model: Any, tokenizer: Any, sources: list[list[int]], ways: list[S
     alone: dict[str, Any] = {}
     if ways[0].beams == 1:  # beam search keeps several rows for each source and chooses among them itself
         alone["logits_processor"] = LogitsProcessorList([Picker(ways, prompt=1)])
-        alone["stopping_criteria"] = StoppingCriteriaList([Stopper(ways, 1, tokenizer)])
+        alone["stopping_criteria"] = StoppingCriteriaList([Stopper(ways, 1, tokenizer, ends)])
     device = next(model.parameters()).device
     with torch.no_grad():
         written = model.generate(

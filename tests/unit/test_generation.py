@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from shared.errors import Refused
-from shared.learning.generation import Drawn, generate, luck, together
+from shared.learning.drawing import Drawn, luck
+from shared.learning.generation import generate, together
 from shared.recipe import Sampling
 from shared.sampling import checked
 from tests.factories import tiny_causal_lm
