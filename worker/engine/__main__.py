@@ -55,10 +55,8 @@ def ended(events: Events, work: Callable[[], int]) -> int:
     except torch.OutOfMemoryError as wrong:
         events.error("out_of_memory", out_of_memory(wrong), param="batch_size")
         return ends.MEMORY
-    except OSError as wrong:
-        return full_disk(wrong, events)
-    except Exception:  # noqa: BLE001 - the border: the runner reads the code and the log
-        return crashed(events)
+    except Exception as wrong:  # noqa: BLE001 - the border: the runner reads the code and the log
+        return full_disk(events) if is_full_disk(wrong) else crashed(events)
 
 
 def do(attempt: Attempt, events: Events, stop: Stop, forked: Callable[[], None]) -> int:
@@ -102,10 +100,16 @@ def out_of_memory(wrong: Exception) -> str:
     )
 
 
-def full_disk(wrong: OSError, events: Events) -> int:
-    """A full disk has a code of its own; any other is a crash."""
-    if wrong.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return crashed(events)
+def is_full_disk(wrong: Exception) -> bool:
+    """Whether there was no room to write; libraries in Rust tell it in words."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return (isinstance(wrong, OSError) and wrong.errno in codes) or any(
+        f"(os error {code})" in str(wrong) for code in codes
+    )
+
+
+def full_disk(events: Events) -> int:
+    """A full disk has a code of its own, as it is no fault of the job."""
     events.error("disk_full", "The worker's disk is full; the job goes on from its last checkpoint.")
     return ends.DISK
 
