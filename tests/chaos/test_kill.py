@@ -177,6 +177,51 @@ def test_an_inference_survives_kill_9_and_asks_nothing_twice(live, model):
     until(lambda: not stored_shards(job), 10, "the shards are gone")
 
 
+def test_an_evaluation_survives_kill_9_judges_nothing_twice_and_finds_the_same(live, model):
+    rows = [
+        {"messages": [{"role": "user", "content": f"Say {n}. " + "x" * (n % 40)}, {"role": "assistant", "content": f"{n}!"}]}
+        for n in range(600)
+    ]  # fmt: skip
+    with transaction() as db:
+        team = a_team(db, f"chaos {time.monotonic_ns()}")
+        order = Order(
+            team_id=team.id,
+            kind=Kind.EVALUATE,
+            recipe="sft",
+            model=model,
+            dataset_version_id=a_dataset(db, team, rows).id,
+            seed=5,
+        )
+        job = jobs.submit(db, order)
+    queue.wake(job.slot)
+    until(lambda: stored_shards(job), 120, "a shard")
+    live.kill_worker()
+    kept = sum(len(storage.read(f"{one.prefix}{shards.LINES}").splitlines()) for one in stored_shards(job))
+    live.begin("worker")
+    assert ends(job).state == State.SUCCEEDED
+    first, *_, last = attempts(job)
+    assert (first.outcome, last.outcome) == (Outcome.LOST, Outcome.SUCCEEDED)
+    with transaction() as db:
+        undisturbed = jobs.submit(db, order)
+    queue.wake(job.slot)
+    assert ends(undisturbed).state == State.SUCCEEDED
+    assert 0 < kept < shards_told(attempts(undisturbed)[0])
+    assert shards_told(last) == shards_told(attempts(undisturbed)[0]) - kept
+    assert found_by(job) == found_by(undisturbed)
+
+
+def found_by(job):
+    """Every row's line as bytes, and the report but for its duration."""
+    with transaction() as db:
+        wanted = select(Artifact).where(
+            Artifact.job_id == job.id, col(Artifact.form).in_(("results", "report"))
+        )
+        files = {made.form: storage.read(db.get_one(File, made.file_id).key) for made in db.exec(wanted)}
+    report = json.loads(files["report"])
+    assert report.pop("seconds") > 0
+    return files["results"], report
+
+
 def stored_shards(job):
     with transaction() as db:
         return shards.of(db, job.id)
