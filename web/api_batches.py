@@ -28,6 +28,20 @@ def create() -> Response:
     Each line is `{"custom_id", "method": "POST", "url", "body"}`; the body of a chat is OpenAI's, that of
     `/v1/predictions` is `{"model", "input": {the recipe's input columns}}` and is answered with
     `{"output"}`. All lines name the same model.
+
+    Beside these, a body may hold how its answer is made, as far as the model's recipe reads it; a knob that would
+    change nothing is an error of its line:
+
+    - `max_tokens` (for chat also `max_completion_tokens`): the longest answer, 1 to 32,768 tokens; 128 where unset.
+    - `temperature`: 0 (as where unset) always takes the likeliest token, up to 2 draws more and more freely.
+    - `top_p`: draws among the likeliest tokens that have this share together, 0 to 1.
+    - `top_k`: draws among this many of the likeliest tokens; 0 keeps all.
+    - `seed`: the same seed draws the same, whatever else is in the batch. Where unset, each line has its own.
+    - `stop`: a text or up to four that end the answer in front of them.
+    - `beams`: 2 to 16 search for the likeliest answer as a whole; not with a temperature.
+    - `guidance`: how strongly a wish for a picture or sound is followed, 0 to 50; where unset, as it was trained.
+
+    `n` above 1, `logprobs`, `tools` and whatever else would change an answer and cannot be done is an error of its line.
     """
     asked = wire.body(shapes.CreateBatch)
     key = wire.idempotency_key()

@@ -263,7 +263,9 @@ class ModelList(Shape):
 class CreateBatch(Request):
     """Many requests in one file, answered in one job."""
 
-    input_file_id: str = Field(description="Id of a JSONL file with purpose «batch».")
+    input_file_id: str = Field(
+        description="Id of a JSONL file with purpose «batch». Knobs of sampling stand in the body of each line."
+    )
     endpoint: Literal["/v1/chat/completions", "/v1/predictions"]
     completion_window: Literal["24h"]
     metadata: Labels | None = LABELS

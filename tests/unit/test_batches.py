@@ -15,6 +15,7 @@ from shared.batches import CHAT, PREDICTIONS, BadBatch
 from shared.errors import Refused
 from shared.formats import ROW
 from shared.recipe import get
+from shared.sampling import KNOBS, Sampling
 from tests.attempts import json_lines
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -319,3 +320,13 @@ def test_a_dataset_without_the_input_column_is_refused(tmp_path: Path):
         list(batches.requests_from_dataset(path, get("classification")))
     with pytest.raises(Refused, match="no column «nope»"):
         list(batches.requests_from_dataset(path, get("classification"), {"text": "nope"}))
+
+
+def test_the_api_tells_of_every_knob():
+    from web import api_batches
+
+    told = api_batches.create.__doc__ or ""
+    wanted = {*KNOBS, "stop", "max_completion_tokens"}
+    assert {name for name in wanted if f"`{name}`" in told} == wanted
+    assert f"{KNOBS['max_tokens'].high:,}" in told
+    assert f"{Sampling().max_tokens} where unset" in told
