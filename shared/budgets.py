@@ -76,11 +76,11 @@ def after_crash(history: Sequence[Attempt], newest_step: int, pause: float) -> V
 
 
 def poisoned(history: Sequence[Attempt]) -> bool:
-    """Whether the last two crashes are one and the same: same step, same cause."""
+    """Whether the last two crashes are one and the same: same cause, same step, which each had reached itself."""
     crashed = [a for a in history if a.outcome not in FREE][:2]
     return (
         len(crashed) == 2
-        and all(a.outcome == Outcome.CRASHED and a.end_step for a in crashed)
+        and all(a.outcome == Outcome.CRASHED and (a.end_step or 0) > a.start_step for a in crashed)
         and crashed[0].end_step == crashed[1].end_step
         and crashed[0].reason_code == crashed[1].reason_code
     )

@@ -96,7 +96,7 @@ def run_next(machine: "Machine", slot: Slot, index: int) -> bool:
     trip = Trip(
         machine, job, attempt, folder, index, Store(job, attempt, folder), Tail(folder / "events.jsonl")
     )
-    trip.progress = job.progress
+    trip.progress = job.progress | ({"step": attempt.start_step} if "step" in job.progress else {})
     try:
         with machine.travelling(trip):
             go(trip)

@@ -485,6 +485,17 @@ def test_two_crashes_at_the_same_step_are_poison(db, team, worker):
     assert "step 7" in job.reason
 
 
+def test_two_crashes_before_the_first_step_of_their_own_are_no_poison(db, team, worker):
+    job = a_job(db, team)
+    attempt = claimed(db, worker.id, "compute")
+    row = {"step": 10, "epoch": 1.0, "metrics": {}, "adapter": True, "prefix": "x/", "manifest": []}
+    checkpoints.record(db, attempt.lease_id, **row)
+    jobs.release(db, attempt.lease_id, "drain")
+    assert [crash(db, worker, job, 10), crash(db, worker, job, 10)] == [State.QUEUED, State.QUEUED]
+    assert crash(db, worker, job, 10) == State.FAILED
+    assert "3 times" in (job.reason or "")
+
+
 def test_want_of_memory_on_the_machine_is_tried_once_more(db, team, worker):
     job = a_light_job(db, team)
     assert crash(db, worker, job, 3, "host_out_of_memory") == State.QUEUED
