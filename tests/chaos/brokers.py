@@ -1,0 +1,97 @@
+"""The broker away, emptied, full, frozen (F13 to F15): the queue is a table, wake-ups are hints."""
+
+import time
+
+import redis
+
+from shared.settings import settings
+from tests.chaos.proxy import Delay, Refuse, Reset, Swallow
+from tests.chaos.scenario import scenario
+from tests.chaos.workload import LONG, SHORT, Submitted, attempts, await_step, row
+from tests.chaos.world import World
+from tests.services import until
+
+SUBMIT_SECONDS = 1.5
+START_SECONDS = 10.0  # after the broker is back
+
+
+def unaffected(world: World, running: Submitted) -> None:
+    """The running job goes on, a new one is accepted quickly and starts."""
+    before = len(world.work.seconds)
+    for _ in range(3):
+        world.submit(SHORT)
+    taken = sorted(world.work.seconds[before:])
+    assert taken[-1] < SUBMIT_SECONDS, f"the web took {taken[-1]:.1f} s to accept a job"
+    await_step(running, row(running).progress["step"] + 1)
+
+
+def started(world: World) -> None:
+    """Within ten seconds of the broker's return every job has started, once."""
+    until(lambda: all(row(job).started_at for job in world.jobs), START_SECONDS + 10, "every job starts")
+    assert all(len(attempts(job)) == 1 for job in world.jobs)
+
+
+@scenario(
+    "F13", "kill -9 of the broker, away for 8 s", "jobs go on; submits take under 1.5 s; new jobs start"
+)
+def the_broker_dies(world: World) -> None:
+    running = world.submit(LONG)
+    await_step(running)
+    world.cluster.kill("valkey")
+    world.hurt()
+    unaffected(world, running)
+    time.sleep(8)
+    world.cluster.begin("valkey")
+    started(world)
+
+
+@scenario("F14", "the broker loses every key", "the same")
+def the_broker_forgets(world: World) -> None:
+    running = world.submit(LONG)
+    await_step(running)
+    for _ in range(3):
+        with redis.Redis.from_url(settings().redis_url) as broker:
+            broker.flushall()
+        world.hurt()
+        unaffected(world, running)
+    started(world)
+
+
+@scenario("F14", "the broker's memory is full", "wake-ups are refused, which only the log tells")
+def the_broker_is_full(world: World) -> None:
+    running = world.submit(LONG)
+    await_step(running)
+    with redis.Redis.from_url(settings().redis_url) as broker:
+        broker.config_set("maxmemory", "1mb")
+        world.hurt()
+        try:
+            unaffected(world, running)
+            time.sleep(3)
+        finally:
+            broker.config_set("maxmemory", "0")
+    started(world)
+
+
+@scenario("F15", "SIGSTOP of the broker for 12 s", "the same as if it were gone", short=True)
+def the_broker_freezes(world: World) -> None:
+    running = world.submit(LONG)
+    await_step(running)
+    world.cluster.freeze("valkey")
+    world.hurt()
+    try:
+        unaffected(world, running)
+        time.sleep(12)
+    finally:
+        world.cluster.thaw("valkey")
+    started(world)
+
+
+@scenario("F15", "the links to the broker refuse, are reset, are a black hole, are slow", "the same")
+def the_way_to_the_broker_is_bad(world: World) -> None:
+    running = world.submit(LONG)
+    await_step(running)
+    for fault in (Refuse(), Reset(), Swallow(), Delay(0.3)):
+        world.hurt()
+        with world.cluster.faulty(fault, "valkey", seconds=3):
+            unaffected(world, running)
+    started(world)

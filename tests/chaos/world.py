@@ -1,0 +1,145 @@
+"""A running cluster with work in it and everybody who watches; one scenario after another happens to it."""
+
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.chaos import audit
+from tests.chaos.cluster import WEBS, WORKERS, Cluster
+from tests.chaos.invariants import INVARIANTS, Figures, Seen, figures
+from tests.chaos.processes import Sampler
+from tests.chaos.workload import LONG, MEDIUM, SHORT, Submitted, Workload
+
+PROBE_SECONDS = 0.25
+SETTLE_SECONDS = 150.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the web answered at some moment. Status 0: nothing."""
+
+    at: float
+    web: str
+    status: int
+    seconds: float
+    honest: bool  # no trace of a fault of ours in the body
+
+
+class Prober:
+    """Asks each web for its health and for the list of jobs, all the time."""
+
+    def __init__(self, work: Workload) -> None:
+        self.work = work
+        self.told: list[Probe] = []
+        self.over = threading.Event()
+        self.threads = [threading.Thread(target=self.run, args=(web,), daemon=True) for web in WEBS]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self, web: str) -> None:
+        paths = ["/health", "/v1/fine_tuning/jobs?limit=1"]
+        headers = {"Authorization": f"Bearer {self.work.teams[0].token}"}
+        with httpx.Client(base_url=self.work.cluster.url(web), headers=headers, trust_env=False) as client:
+            while not self.over.wait(PROBE_SECONDS):
+                paths.reverse()
+                self.told.append(asked(client, web, paths[0]))
+
+    def since(self, moment: float) -> list[Probe]:
+        """What was answered from then on."""
+        return [probe for probe in self.told if probe.at >= moment]
+
+    def close(self) -> None:
+        self.over.set()
+        for thread in self.threads:
+            thread.join(20)
+
+
+def asked(client: httpx.Client, web: str, path: str) -> Probe:
+    """One question and its answer."""
+    began = time.monotonic()
+    try:
+        answer = client.get(path, timeout=15)
+    except httpx.TransportError:
+        return Probe(began, web, 0, time.monotonic() - began, honest=True)
+    honest = "Traceback" not in answer.text and "psycopg" not in answer.text
+    return Probe(began, web, answer.status_code, time.monotonic() - began, honest)
+
+
+@dataclass
+class World:
+    """What a scenario gets: a cluster that is whole, and work to do."""
+
+    cluster: Cluster
+    work: Workload
+    sampler: Sampler
+    prober: Prober
+    faults: int = 0
+    jobs: list[Submitted] = field(default_factory=list)
+    overlap: float = 0.0
+    intervals: int = 2
+    began: float = 0.0
+    failures_expected: bool = False
+
+    def submit(self, epochs: int = MEDIUM, **more: Any) -> Submitted:
+        """A job of this scenario."""
+        job = self.work.submit(epochs, **more)
+        self.jobs.append(job)
+        return job
+
+    def hurt(self, count: int = 1) -> None:
+        """So many faults were injected."""
+        self.faults += count
+
+    def fresh(self) -> None:
+        """Nothing has happened yet."""
+        self.faults, self.jobs, self.overlap, self.intervals = 0, [], 0.0, 2
+        self.failures_expected = False
+        self.began = time.monotonic()
+        self.prober.told.clear()
+
+    def settle(self, seconds: float = SETTLE_SECONDS) -> Figures:
+        """Heals everything, waits for the jobs, and checks every invariant. Raises AssertionError."""
+        self.cluster.heal()
+        with suppress(AssertionError):  # the first invariant says which did not end
+            self.work.await_end(self.jobs, seconds)
+        seen = Seen(self.work, self.jobs, dict(self.sampler.together), self.overlap, self.intervals)
+        seen.lines = audit.of(seen.ids)
+        broken = [
+            f"{name}: {problem}"
+            for name, check in INVARIANTS.items()
+            if not (name == "I1" and self.failures_expected)
+            for problem in check(seen)
+        ]
+        dishonest = [p for p in self.prober.since(self.began) if not p.honest or p.status == 500]
+        broken += [f"the web answered {p.status} with a fault of ours" for p in dishonest[:3]]
+        if broken:
+            raise AssertionError("\n".join([*broken, "", audit.story(seen.ids)]))
+        return figures(seen, self.faults)
+
+
+@contextmanager
+def world(folder: Path, lengths: tuple[int, ...] = (SHORT, MEDIUM, LONG)) -> Generator[World]:
+    """A cluster with work, watched; the undisturbed weights of these lengths are known."""
+    cluster = Cluster(folder)
+    watchers: list[Sampler | Prober] = []
+    try:
+        cluster.start()
+        audit.watch()
+        work = Workload(cluster)
+        work.prepare(folder / "tiny")
+        sampler = Sampler(lambda: {cluster.pid(w) for w in WORKERS if cluster.alive(w)})
+        watchers.append(sampler)
+        work.learn_weights(*lengths)
+        prober = Prober(work)
+        watchers.append(prober)
+        yield World(cluster, work, sampler, prober)
+    finally:
+        for watcher in watchers:
+            watcher.close()
+        cluster.stop()
