@@ -1,0 +1,225 @@
+"""The guards of the queue and of the trainer's walls, each with the edit that removes it and the tests that
+must notice. `python -m tests.mutants` tries them.
+"""
+
+from dataclasses import dataclass
+
+JOBS = "tests/integration/test_jobs.py::"
+ZYGOTE = "tests/unit/test_zygote.py::"
+QUEUE = "tests/integration/test_queue.py::"
+RUNNER = "tests/integration/test_runner.py::"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is removed: `old` stands exactly once in `file`, `new` takes its place; `tests` must turn red."""
+
+    name: str
+    protects: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+GUARDS = [
+    Guard(
+        "lease predicate of a renewal",
+        "a worker that lost its job does not hold on to it",
+        "shared/leases.py",
+        """         WHERE a.lease_id = :lease AND a.ended_at IS NULL
+           AND j.id = a.job_id AND j.attempt_id = a.id AND w""",
+        "         WHERE a.lease_id = :lease AND j.id = a.job_id AND w",
+        (JOBS + "test_a_lost_workers_word_is_ignored",),
+    ),
+    Guard(
+        "lease predicate of report and finish",
+        "what a lost worker says of a job does not count",
+        "shared/leases.py",
+        """        .join(Attempt, col(Attempt.id) == Job.attempt_id)
+        .where(Attempt.lease_id == lease_id, col(Attempt.ended_at).is_(None))""",
+        """        .join(Attempt, col(Attempt.job_id) == Job.id)
+        .where(Attempt.lease_id == lease_id)""",
+        (JOBS + "test_a_lost_workers_word_is_ignored",),
+    ),
+    Guard(
+        "lease predicate of events and checkpoints",
+        "what a lost worker writes beside a job does not count",
+        "shared/leases.py",
+        """        .join(Job, col(Job.attempt_id) == Attempt.id)
+        .where(Attempt.lease_id == lease_id, col(Attempt.ended_at).is_(None))""",
+        "        .where(Attempt.lease_id == lease_id)",
+        (JOBS + "test_a_lost_workers_word_is_ignored", "tests/integration/test_events.py::test_a_lost_lease_appends_nothing"),
+    ),
+    Guard(
+        "outage guard: the server's start",
+        "after an outage of the database no running job is queued again",
+        "shared/jobs.py",
+        "if not mine or float(db.connection().execute(up).scalar_one()) < lease:",
+        "if not mine:",
+        (JOBS + "test_nothing_is_reaped_within_a_lease_of_the_databases_start",),
+    ),
+    Guard(
+        "outage guard: most leases at once",
+        "the same where the database was up and nobody could reach it",
+        "shared/jobs.py",
+        "patience = lease if mark_suspects(db, lease / 4) else 1.5 * settings().heartbeat_seconds",
+        "mark_suspects(db, lease / 4)\n    patience = 1.5 * settings().heartbeat_seconds",
+        (JOBS + "test_when_most_leases_run_out_at_once_the_reaper_waits_another_lease",),
+    ),
+    Guard(
+        "suspicion before the reaping",
+        "a worker that was late for a moment keeps its job",
+        "shared/jobs.py",
+        "a.suspect_since < clock_timestamp() - make_interval(secs => :patience)",
+        "a.suspect_since < clock_timestamp() + make_interval(secs => :patience)",
+        (JOBS + "test_a_lost_lease_queues_the_job_again",),
+    ),
+    Guard(
+        "a cancel beats a finish that comes after it",
+        "who cancels in time gets a cancelled job",
+        "shared/jobs.py",
+        "    if job.cancel_requested_at is not None:\n        return end(",
+        "    if False:\n        return end(",
+        (JOBS + "test_a_finish_after_a_cancel_request_ends_cancelled_and_keeps_the_checkpoint",),
+    ),
+    Guard(
+        "idempotency key",
+        "an order that is sent twice is one job",
+        "shared/jobs.py",
+        "            accepted.job.idempotency_key = idempotency_key\n",
+        "",
+        (JOBS + "test_the_same_key_gives_the_same_job_and_another_order_is_refused", JOBS + "test_fifty_clicks_at_once_are_one_job"),
+    ),
+    Guard(
+        "a key is known by its order",
+        "a key that is used again for another order is refused",
+        "shared/jobs.py",
+        "if known is not None and known.body_hash != body_hash:",
+        "if False:",
+        (JOBS + "test_the_same_key_gives_the_same_job_and_another_order_is_refused",),
+    ),
+    Guard(
+        "row lock of a claim",
+        "one job goes to one worker, also while somebody cancels it",
+        "shared/ranking.py",
+        "                .with_for_update(skip_locked=True)\n",
+        "",
+        (JOBS + "test_a_job_that_somebody_cancels_just_now_is_passed_over_without_waiting",),
+    ),
+    Guard(
+        "row as the commit point",
+        "a checkpoint exists when its files are stored, not before",
+        "worker/store.py",
+        """        manifest = self._persist(lambda: storage.put_folder(prefix, place))
+        row = {""",
+        """        manifest = storage.manifest_of(place)
+        self._pool.submit(self._persist, lambda: storage.put_folder(prefix, place))
+        row = {""",
+        ("tests/integration/test_store.py::test_a_checkpoint_has_no_row_before_its_files_are_stored",),
+    ),
+    Guard(
+        "SHA-256 of what the store gives back",
+        "a checkpoint whose bytes changed is not resumed from",
+        "shared/storage.py",
+        'if get(prefix + entry["name"], path) != entry["sha256"]:',
+        'if get(prefix + entry["name"], path) == "":',
+        ("tests/integration/test_storage.py::test_a_changed_byte_is_found",),
+    ),
+    Guard(
+        "events are known by lease and number",
+        "a line that is sent twice is stored once",
+        "shared/events.py",
+        "db.exec(insert(Event).values(rows).on_conflict_do_nothing())",
+        "db.exec(insert(Event).values(rows))",
+        ("tests/integration/test_events.py::test_the_same_lines_twice_are_stored_once",),
+    ),
+    Guard(
+        "PDEATHSIG",
+        "a trainer dies with the process that forked it",
+        "worker/walls.py",
+        "    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)\n    if os.getppid()",
+        "    if os.getppid()",
+        (ZYGOTE + "test_the_death_of_the_zygote_is_the_death_of_its_trainers",),
+    ),
+    Guard(
+        "watchdog on the worker's pipe",
+        "a trainer dies with its worker also where the death signal fails",
+        "worker/zygote.py",
+        "forked=lambda: walls.watch(self.lifeline, walls.end_group)",
+        "forked=lambda: None",
+        (ZYGOTE + "test_the_watchdog_alone_ends_a_trainer",),
+    ),
+    Guard(
+        "adoption of orphans",
+        "what a trainer leaves behind ends with it, also in a session of its own",
+        "worker/walls.py",
+        "    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)\n",
+        "    return\n",
+        (ZYGOTE + "test_a_daemon_that_a_trainer_leaves_behind_ends_with_it",),
+    ),
+    Guard(
+        "network wall",
+        "a trainer reaches no server, not even on this machine",
+        "worker/walls.py",
+        "    own_network()\n    libc",
+        "    libc",
+        (ZYGOTE + "test_a_trainer_has_no_network_no_credentials_and_no_way_to_more_rights",),
+    ),
+    Guard(
+        "allow-list of the environment",
+        "a trainer knows no credential",
+        "worker/walls.py",
+        "name: value for name, value in surroundings.items() if name in KEPT or name.startswith(KEPT_PREFIXES)",
+        "name: value for name, value in surroundings.items()",
+        (ZYGOTE + "test_credentials_stay_with_the_supervisor",),
+    ),
+    Guard(
+        "disabled prefetch",
+        "a busy worker leaves wake-ups to the others",
+        "shared/queue.py",
+        "worker_disable_prefetch=True",
+        "worker_disable_prefetch=False",
+        (QUEUE + "test_the_settings_are_those_that_the_traps_demand",),
+    ),
+    Guard(
+        "early acknowledgement",
+        "no wake-up is delivered again when it has become old",
+        "shared/queue.py",
+        "task_acks_late=False",
+        "task_acks_late=True",
+        (QUEUE + "test_the_settings_are_those_that_the_traps_demand",),
+    ),
+    Guard(
+        "time-outs of the publisher",
+        "a frozen broker holds no request",
+        "shared/queue.py",
+        '            "socket_timeout": 1,\n            "socket_connect_timeout": 1,\n            "max_retries": 0,\n',
+        '            "max_retries": 0,\n',
+        (QUEUE + "test_a_frozen_broker_holds_nobody_longer_than_a_second",),
+    ),
+    Guard(
+        "a draining worker claims nothing",
+        "a worker that is to go gets no new job",
+        "shared/jobs.py",
+        "    if db.exec(draining).first() is not None:\n        return None\n",
+        "    db.exec(draining)\n",
+        (JOBS + "test_a_draining_worker_gets_nothing",),
+    ),
+    Guard(
+        "budget of crashes",
+        "a job that crashes again and again ends with its story",
+        "shared/budgets.py",
+        "    if len(crashed) >= most:",
+        "    if len(crashed) > 10**6:",
+        (JOBS + "test_three_crashes_without_getting_on_end_the_job",),
+    ),
+    Guard(
+        "seed of each step",
+        "a resumed run ends with the weights of one that was never disturbed",
+        "worker/engine/loop.py",
+        "torch.manual_seed(seed_of(run.attempt.seed, step, places[0]))",
+        "pass",
+        ("tests/unit/test_recipes_conformance.py::test_a_resumed_training_ends_like_an_uninterrupted_one[sft]",),
+    ),
+]  # fmt: skip
