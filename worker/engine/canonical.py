@@ -5,7 +5,9 @@ them, a few thousand rows in memory at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -13,21 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shared.errors import Refused
+from shared.errors import Refused, Unreadable
 from shared.formats import COLUMNS, LINE, MIB, ROW, BadRow, Glance, quoted, rows
 from shared.recipe import MAX_FINDINGS, Finding
+from worker.engine.cells import BYTES, bytes_of, content, may_hold_files, read, reader_of
+from worker.engine.media import MEDIA, Reader
 from worker.engine.shapes import Cast, Shape, column_type
 
 MOST_ROWS = 50_000_000
 BATCH_ROWS = 4096
 BATCH_BYTES = 8 * MIB
 TEMPORAL = (pa.types.is_temporal, pa.types.is_decimal)
-BYTES = (
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_fixed_size_binary,
-    pa.types.is_binary_view,
-)
 
 
 class Tell(Protocol):
@@ -99,7 +97,7 @@ def write(path: Path, schema: pa.Schema, numbered: Numbered, made: Canonical) ->
     def weighed() -> Iterator[tuple[int, dict[str, Any]]]:
         nonlocal written
         for number, row in numbered:
-            written += sum(len(value) for value in row.values() if value)
+            written += sum(len(value) for value in row.values() if isinstance(value, bytes | str))
             yield number, row
 
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts_of(schema)) as writer:
@@ -172,24 +170,14 @@ def from_parquet(source: Path, path: Path, tell: Tell) -> Canonical:
     except (pa.ArrowException, OSError, ValueError) as wrong:
         raise broken(wrong) from None
     made = Canonical()
-    taken: dict[str, pa.DataType] = {}
-    for name, of in columns:
-        if target := plain_type(of):
-            taken[name] = target
-        else:
-            why = f"«{name}» holds {of}, which no recipe reads; the column is left out."
-            made.findings.append(Finding(why, column=name, fatal=False))
     check_names([name for name, _ in columns])
     check_count(file.metadata.num_rows)
-    if not taken or not file.metadata.num_rows:
-        raise Refused("The Parquet file has no rows to learn from.", param="file", code="empty_file")
-    schema = pa.schema([pa.field(ROW, pa.int64()), *(pa.field(clean(n), of) for n, of in taken.items())])
     try:
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for batch in file.iter_batches(rows_at_once(file), columns=list(taken)):
-                writer.write_batch(plain_batch(batch, schema, made.rows))
-                made.rows = check_count(made.rows + batch.num_rows)
-                tell(made.rows, file.metadata.num_rows)
+        readers = readers_of(file, [name for name, of in columns if may_hold_files(of)])
+        taken = taken_of(columns, readers, made)
+        if not taken or not file.metadata.num_rows:
+            raise Refused("The Parquet file has no rows to learn from.", param="file", code="empty_file")
+        (copy_files if readers else copy)(file, path, taken, readers, made, tell)
     except MemoryError:
         raise  # Arrow's own kind of it too; the importer says what it means
     except (pa.ArrowException, OSError) as wrong:
@@ -197,6 +185,104 @@ def from_parquet(source: Path, path: Path, tell: Tell) -> Canonical:
             raise  # this machine's disk
         raise broken(wrong) from None
     return made
+
+
+def taken_of(
+    columns: list[tuple[str, pa.DataType]], readers: dict[str, Reader], made: Canonical
+) -> dict[str, pa.DataType]:
+    """{column: the plain type that it becomes}; those that are left out are findings."""
+    taken: dict[str, pa.DataType] = {}
+    for name, of in columns:
+        if target := pa.binary() if name in readers else plain_type(of):
+            taken[name] = target
+        else:
+            why = f"«{name}» holds {of}, which no recipe reads; the column is left out."
+            made.findings.append(Finding(why, column=name, fatal=False))
+    return taken
+
+
+def schema_of(taken: dict[str, pa.DataType], readers: dict[str, Reader]) -> pa.Schema:
+    """Our schema of these columns."""
+    marks = {name: {MEDIA: reader.suffix.encode()} for name, reader in readers.items()}
+    fields = [pa.field(clean(name), of, metadata=marks.get(name)) for name, of in taken.items()]
+    return pa.schema([pa.field(ROW, pa.int64()), *fields])
+
+
+def copy(
+    file: pq.ParquetFile,
+    path: Path,
+    taken: dict[str, pa.DataType],
+    readers: dict[str, Reader],
+    made: Canonical,
+    tell: Tell,
+) -> None:
+    """Every row, batch by batch."""
+    schema = schema_of(taken, readers)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in file.iter_batches(rows_at_once(file), columns=list(taken)):
+            writer.write_batch(plain_batch(batch, schema, made.rows))
+            made.rows = check_count(made.rows + batch.num_rows)
+            tell(made.rows, file.metadata.num_rows)
+
+
+def copy_files(
+    file: pq.ParquetFile,
+    path: Path,
+    taken: dict[str, pa.DataType],
+    readers: dict[str, Reader],
+    made: Canonical,
+    tell: Tell,
+) -> None:
+    """The rows whose pictures and sounds can be read, these in their plain form; the others are findings."""
+    schema = schema_of(taken, readers)
+    others = pa.schema([field for field in schema if not field.metadata])
+
+    def numbered() -> Numbered:
+        before = 0
+        for batch in file.iter_batches(rows_at_once(file), columns=list(taken)):
+            files = batch.select(list(readers)).to_pylist()
+            plain = plain_batch(batch.drop_columns(list(readers)), others, before).to_pylist()
+            for row, own in zip(plain, files, strict=True):
+                number = row.pop(ROW)
+                if read(
+                    own, number, readers, lambda name, why, at=number: made.find(left_out(at, name, why))
+                ):
+                    yield number, row | {clean(name): data for name, data in own.items()}
+            before += batch.num_rows
+            tell(before, file.metadata.num_rows)
+
+    write(path, schema, numbered(), made)
+    for finding in [one for reader in readers.values() for one in reader.findings()]:
+        made.find(finding)
+    if not made.rows:
+        said = made.findings[0].message
+        raise Refused(f"No row of the Parquet file can be read. {said}", param="file", code="empty_file")
+
+
+def left_out(number: int, column: str, why: str) -> Finding:
+    """The finding for a row that is left out for one of its cells."""
+    return Finding(f"«{column}» of row {number} {why}; the row is left out.", number, column, fatal=False)
+
+
+def readers_of(file: pq.ParquetFile, columns: list[str]) -> dict[str, Reader]:
+    """{column: what reads it} of the columns that hold pictures or sounds; they have seen all that they must."""
+    found = {}
+    for name in columns:
+        cells = cells_of(file, name)
+        first = next((cell for cell in cells if bytes_of(cell)), None)
+        if reader := reader_of(first):
+            found[name] = reader
+            for cell in chain([first], cells) if reader.looks else ():
+                with suppress(Unreadable):  # told when it is read
+                    reader.look(content(cell))
+    return found
+
+
+def cells_of(file: pq.ParquetFile, column: str) -> Iterator[Any]:
+    """A column's cells, some at a time."""
+    for batch in file.iter_batches(rows_at_once(file), columns=[column]):
+        batch.validate(full=True)
+        yield from batch.column(0).to_pylist()
 
 
 def broken(wrong: Exception) -> Refused:
