@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import random
+from array import array
 from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
@@ -19,13 +20,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from shared.errors import Refused
-from shared.formats import ROW
 from shared.recipe import Item, Learner, Recipe
 from shared.spec import LoraSpec, Spec
 from worker.engine.events import Events
 from worker.engine.items import Items
+from worker.engine.row_groups import RowGroups
 
-CHUNK, CHUNK_BYTES = 1024, 64 * 1024**2  # rows turned into Python objects at once
 POOL = 24  # batches' worth of rows that are sorted by length together
 PRIME = 1_000_003  # keeps the seeds of steps and items apart
 MOST_EVALUATED = 512  # held-out rows that an evaluation reads
@@ -33,7 +33,7 @@ NOT_ENCODED_WITH = set(LoraSpec.model_fields) - {"max_length"}  # knobs that lea
 
 
 class Rows(Sequence[dict[str, Any]]):
-    """The usable rows of a Parquet file under the recipe's column names.
+    """The usable rows of a Parquet file under the recipe's column names, read when they are asked for.
 
     `numbers[i]` is the row's number in the Parquet file, from 1; `refused` holds (number in the user's file,
     reason) of the rest.
@@ -41,15 +41,12 @@ class Rows(Sequence[dict[str, Any]]):
 
     def __init__(self, path: Path, recipe: Recipe, columns: dict[str, str]) -> None:
         self.path = path
-        stored = set(pq.read_schema(path).names) & {*columns.values(), ROW}
-        self.table = pq.read_table(path, columns=sorted(stored), memory_map=True)
+        names = pq.read_schema(path).names
+        self.stored = RowGroups(path, sorted({*names} & {*columns.values()}) or names[:1])
         self.recipe, self.columns = recipe, columns
-        size = max(1, self.table.nbytes // max(1, self.table.num_rows))
-        self.at_once = max(1, min(CHUNK, CHUNK_BYTES // size))
-        self.chunk: tuple[int, list[dict[str, Any]]] = (-1, [])
-        self.numbers: list[int] = []
+        self.numbers = array("q")
         self.refused: list[tuple[int, str]] = []
-        for number in range(1, self.table.num_rows + 1):
+        for number in range(1, len(self.stored) + 1):
             try:
                 self.read(number)
             except Refused as wrong:
@@ -65,20 +62,18 @@ class Rows(Sequence[dict[str, Any]]):
 
     def in_file(self, number: int) -> int:
         """The number in the user's file of row `number`; the two differ where the file had lines without a row."""
-        return self.table[ROW][number - 1].as_py() if ROW in self.table.column_names else number
+        known = self.stored.in_file
+        return number if known is None else known[number - 1].as_py()
 
     def part(self, places: Sequence[int], refused: Sequence[tuple[int, str]] = ()) -> Rows:
         """The rows at these places, as rows of their own."""
         part = copy(self)
-        part.numbers, part.refused = [self.numbers[place] for place in places], list(refused)
+        part.numbers, part.refused = array("q", [self.numbers[place] for place in places]), list(refused)
         return part
 
     def read(self, number: int) -> dict[str, Any]:
         """Row `number` of the file, from 1. Raises Refused."""
-        start = (number - 1) // self.at_once * self.at_once
-        if self.chunk[0] != start:
-            self.chunk = (start, self.table.slice(start, self.at_once).to_pylist())
-        return self.recipe.canonical(self.chunk[1][number - 1 - start], self.columns)
+        return self.recipe.canonical(self.stored[number - 1], self.columns)
 
 
 class View(Sequence[dict[str, Any]]):
@@ -179,7 +174,7 @@ def fingerprint(rows: Rows, learner: Learner, recipe: Recipe) -> str:
     told = [
         recipe.name,
         rows.columns,
-        rows.numbers if joins_rows(recipe) else [],
+        rows.numbers.tolist() if joins_rows(recipe) else [],
         knobs,
         learner.facts,
         words,
