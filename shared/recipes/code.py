@@ -19,6 +19,7 @@ CHARACTERS_A_TOKEN = 3  # of code, about
 GAPS = 24  # places in held-out files that are completed at each evaluation
 NEAR = 256  # tokens around a gap that the model reads then
 LINE = Sampling(max_tokens=32, stop=["\n"])  # how a gap is filled
+MOST_COMPARED = 1_000_000  # files that others are looked up among, for copies
 COUNTED = ("gaps", "matched", "checked", "valid")
 FEWEST = 4  # characters of a line that is worth completing
 SHOWN = 400  # characters of a sample's prompt
@@ -116,7 +117,7 @@ class Code(Recipe):
 
     def findings(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> Iterator[Finding]:
         """Cells that are no text are fatal; files that are empty or binary are left out."""
-        number = usable = checked = 0
+        number = usable = checked = copies = 0
         seen: set[bytes] = set()
         for number, row in enumerate(rows, 1):
             try:
@@ -128,9 +129,12 @@ class Code(Recipe):
                 yield Finding(f"{reason}; the row is left out.", number, columns["content"], fatal=False)
                 continue
             usable += 1
-            checked += syntax.known(mine.get("path", ""))
-            seen.add(groups.key(mine["content"]))
-        yield from about_files(number, usable, checked, len(seen))
+            checked += "path" in mine and syntax.known(mine["path"])
+            known = groups.key(mine["content"])
+            copies += known in seen
+            if len(seen) < MOST_COMPARED:
+                seen.add(known)
+        yield from about_files(number, usable, checked, copies)
 
     def input(self, row: dict[str, Any]) -> dict[str, Any]:
         """The code before the cursor and behind it; a file is written on at its end."""
@@ -317,13 +321,12 @@ def useless(content: str) -> str:
     return "The file holds zero bytes: it is not text" if "\0" in content else ""
 
 
-def about_files(rows: int, usable: int, checked: int, different: int) -> Iterator[Finding]:
+def about_files(rows: int, usable: int, checked: int, copies: int) -> Iterator[Finding]:
     """What is to be said of all files together."""
     if not usable:
         yield Finding("No row has code to learn from." if rows else "There are no rows.")
         return
-    if different < usable:
-        copies = usable - different
+    if copies:
         told = "1 file is a copy of another" if copies == 1 else f"{copies} files are copies of others"
         yield Finding(f"{told}; copies are held out together.", fatal=False)
     if not checked:
