@@ -23,6 +23,7 @@ from shared.recipe import (
 )
 
 ASKED = 64  # examples that an evaluation generates
+KNOWN = 2048  # real ones that the classifier learns from
 
 
 class Generator(Recipe):
@@ -139,10 +140,10 @@ class Generator(Recipe):
         if earlier and earlier.get("cell") != self.cell:
             raise Refused(f"The checkpoint was not trained by {self.title}.", param="model")
         captions = "caption" in rows[0] if len(rows) else False
-        usable = [row for row in rows if self.usable(row)]
-        asked = [said_by(row) for row in usable]
-        known = conditions.facts(asked, captions, earlier)
-        shape = self.frame((row[self.cell] for row in usable), spec, earlier)
+        said = [said_by(row) if self.usable(row) else None for row in rows]
+        known = conditions.facts([one for one in said if one is not None], captions, earlier)
+        cells = (row[self.cell] for row, one in zip(rows, said, strict=True) if one is not None)
+        shape = self.frame(cells, spec, earlier)
         return {"cell": self.cell} | known | shape
 
     def usable(self, row: dict[str, Any]) -> bool:
@@ -237,8 +238,7 @@ class Generator(Recipe):
 
     def asks(self, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[int]:  # noqa: ARG002 - a hook's names
         """Up to 64 rows, evenly spread."""
-        count = len(rows)
-        return [n * count // ASKED for n in range(ASKED)] if count > ASKED else list(range(count))
+        return spread(len(rows), ASKED)
 
     def answered(
         self,
@@ -249,14 +249,14 @@ class Generator(Recipe):
     ) -> dict[int, Judged]:
         """Of each row the share of its words that a classifier of real examples names in a generated one.
 
-        The classifier learns from the held-out rows, which the generator has never seen.
+        The classifier learns from the held-out rows (from 2,048 of them at most), which the generator has never seen.
         """
         from shared.learning.recognition import named_as_asked
 
         made = self.made(learner, [items[place] | {"seed": place} for place in places])
-        shows = [words_of(row) for row in rows]
-        real = [items[place]["pixels"] for place in range(len(rows))]
-        shares = named_as_asked(real, shows, made, [shows[place] for place in places])
+        known = spread(len(rows), KNOWN)
+        shows, wanted = ([words_of(rows[place]) for place in part] for part in (known, places))
+        shares = named_as_asked([items[place]["pixels"] for place in known], shows, made, wanted)
         told = zip(places, shares, strict=True)
         return {place: {"named": share, "asked": 1} for place, share in told if share is not None}
 
@@ -306,6 +306,11 @@ class Generator(Recipe):
         from shared.learning.sampler import sampler
 
         return sampler(learner, *self.finish(learner.facts))
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spread."""
+    return [n * count // most for n in range(most)] if count > most else list(range(count))
 
 
 def said_by(row: dict[str, Any]) -> str:

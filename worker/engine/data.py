@@ -23,7 +23,7 @@ from shared.errors import Refused
 from shared.recipe import Item, Learner, Recipe
 from shared.spec import LoraSpec, Spec
 from worker.engine.events import Events
-from worker.engine.items import Items
+from worker.engine.items import Items, Packer
 from worker.engine.row_groups import RowGroups
 
 POOL = 24  # batches' worth of rows that are sorted by length together
@@ -120,20 +120,23 @@ def encode(rows: Rows, learner: Learner, recipe: Recipe, cache: Path | None, eve
     stored = cache / "encoded" / fingerprint(rows, learner, recipe) if cache else None
     if stored and stored.exists():
         return Items.load(stored)
-    items, places, refused = [], [], list(rows.refused)
-    for place, row in enumerate_encoded(rows, learner, recipe, refused):
-        places.append(place)
-        items.append(row)
-    if not items:
-        reason = refused[0][1] if refused else "the file has no rows."
-        raise Refused(
-            f"No row can be used. Row {refused[0][0] if refused else 1}: {reason}", param="training_file"
-        )
-    report(refused, events)
-    packed = Items.pack(items, places, recipe.length)
-    if stored:
+    packer, refused = Packer(recipe.length, stored.parent if stored else None), list(rows.refused)
+    try:
+        for place, item in enumerate_encoded(rows, learner, recipe, refused):
+            packer.add(place, item)
+        if not len(packer):
+            reason = refused[0][1] if refused else "the file has no rows."
+            raise Refused(
+                f"No row can be used. Row {refused[0][0] if refused else 1}: {reason}", param="training_file"
+            )
+        report(refused, events)
+        packed = packer.packed()
+        if stored is None:
+            return packed
         packed.save(stored)
-    return packed
+    finally:
+        packer.close()
+    return Items.load(stored)
 
 
 def enumerate_encoded(

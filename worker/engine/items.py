@@ -1,18 +1,21 @@
-"""Many encoded items in flat arrays: small in memory, and one safetensors file on disk."""
+"""Many encoded items in flat arrays: small in memory, and one safetensors file on disk, where pictures and sounds
+stay until they are asked for.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from shared.recipe import Item
+from worker.engine.stored_array import StoredArray, find, save
 
 NUMBER, LIST, ARRAY, OTHER = "number", "list", "array", "other"
 
@@ -24,29 +27,10 @@ class Items:
     ends beside; arrays of one shape stacked; anything else as JSON.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], kinds: dict[str, str], others: dict[str, list]) -> None:
+    def __init__(self, arrays: dict[str, Any], kinds: dict[str, str], others: dict[str, list]) -> None:
         self.arrays, self.kinds, self.others = arrays, kinds, others
         self.rows: list[int] = arrays["rows"].tolist()
         self.lengths: list[int] = arrays["lengths"].tolist()
-
-    @classmethod
-    def pack(cls, items: list[Item], rows: list[int], length: Callable[[Item], int]) -> Items:
-        """From a list of items that have the same names, and the place of each one's row."""
-        arrays = {"rows": np.array(rows, np.int64), "lengths": np.array([length(i) for i in items], np.int64)}
-        kinds, others = {}, {}
-        for name, first in items[0].items():
-            values = [item[name] for item in items]
-            kinds[name] = kind = kind_of(first)
-            if kind == NUMBER:
-                arrays[f"value.{name}"] = np.array(values)
-            elif kind == ARRAY:
-                arrays[f"value.{name}"] = np.stack(values)
-            elif kind == LIST:
-                arrays[f"value.{name}"] = compact([number for value in values for number in value])
-                arrays[f"end.{name}"] = np.cumsum([len(value) for value in values])
-            else:
-                others[name] = values
-        return cls(arrays, kinds, others)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,8 +53,7 @@ class Items:
         """Write to `path`, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_name(f"{path.name}.{os.getpid()}")
-        told = {"kinds": json.dumps(self.kinds), "others": json.dumps(self.others)}
-        save_file(self.arrays, half, metadata=told)
+        save(half, self.arrays, {"kinds": json.dumps(self.kinds), "others": json.dumps(self.others)})
         half.rename(path)
 
     @classmethod
@@ -79,8 +62,80 @@ class Items:
         os.utime(path)
         with safe_open(path, framework="np") as file:
             told = file.metadata()
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        return cls(arrays, json.loads(told["kinds"]), json.loads(told["others"]))
+            kinds = json.loads(told["kinds"])
+            on_disk = {f"value.{name}" for name, kind in kinds.items() if kind == ARRAY}
+            names = file.keys()
+            arrays: dict[str, Any] = {name: file.get_tensor(name) for name in names if name not in on_disk}
+        return cls(arrays | {name: find(path, name) for name in on_disk}, kinds, json.loads(told["others"]))
+
+
+class Packer:
+    """Makes `Items` of items that have the same names, one after the other. With a folder, arrays go to files
+    there at once; `close` removes them.
+    """
+
+    def __init__(self, length: Callable[[Item], int], folder: Path | None = None) -> None:
+        self.length, self.folder = length, folder
+        self.rows, self.lengths = array("q"), array("q")
+        self.kinds: dict[str, str] = {}
+        self.values: dict[str, Any] = {}
+        self.ends: dict[str, array] = {}
+        self.files: dict[str, BinaryIO] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, row: int, item: Item) -> None:
+        """One more item, of the row at that place."""
+        if not self.kinds:
+            self.begin(item)
+        self.rows.append(row)
+        self.lengths.append(self.length(item))
+        for name, kind in self.kinds.items():
+            if kind == LIST:
+                self.values[name] = extended(self.values[name], item[name])
+                self.ends[name].append(len(self.values[name]))
+            elif name in self.files:
+                self.files[name].write(item[name].tobytes())
+            else:
+                self.values[name].append(item[name])
+
+    def begin(self, first: Item) -> None:
+        """How each name is kept, by the first item."""
+        self.kinds = {name: kind_of(value) for name, value in first.items()}
+        for number, (name, kind) in enumerate(self.kinds.items()):
+            self.values[name], self.ends[name] = (array("q") if kind == LIST else []), array("q")
+            if kind == ARRAY and self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                place = self.folder / f"values.{os.getpid()}.{number}"
+                self.files[name] = place.open("w+b")
+                self.values[name] = (place, first[name].dtype, first[name].shape)
+
+    def packed(self) -> Items:
+        """All of them."""
+        arrays: dict[str, Any] = {"rows": np.array(self.rows), "lengths": np.array(self.lengths)}
+        others = {}
+        for name, kind in self.kinds.items():
+            values = self.values[name]
+            if name in self.files:
+                self.files[name].flush()
+                place, dtype, shape = values
+                arrays[f"value.{name}"] = StoredArray(place, dtype, (len(self), *shape), 0)
+            elif kind == ARRAY:
+                arrays[f"value.{name}"] = np.stack(values)
+            elif kind == LIST:
+                arrays[f"value.{name}"], arrays[f"end.{name}"] = compact(values), np.array(self.ends[name])
+            elif kind == NUMBER:
+                arrays[f"value.{name}"] = np.array(values)
+            else:
+                others[name] = values
+        return Items(arrays, self.kinds, others)
+
+    def close(self) -> None:
+        """Takes the files away again."""
+        for name, file in self.files.items():
+            file.close()
+            self.values[name][0].unlink(missing_ok=True)
 
 
 def kind_of(value: Any) -> str:
@@ -94,9 +149,19 @@ def kind_of(value: Any) -> str:
     return OTHER
 
 
-def compact(numbers: list[Any]) -> np.ndarray:
+def extended(numbers: array, more: list[int | float]) -> array:
+    """The numbers with more behind them; whole ones until the first that is not."""
+    length = len(numbers)
+    try:
+        numbers.extend(more)
+    except TypeError:
+        numbers = array("d", [*numbers[:length], *more])
+    return numbers
+
+
+def compact(numbers: array) -> np.ndarray:
     """Whole numbers in 32 bits where they fit."""
-    array = np.array(numbers)
-    if array.dtype.kind == "i" and len(array) and abs(array).max() < 2**31:
-        return array.astype(np.int32)
-    return array
+    values = np.array(numbers)
+    if values.dtype.kind == "i" and len(values) and max(values.max(), -values.min()) < 2**31:
+        return values.astype(np.int32)
+    return values
