@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 from shared.errors import Refused, Unreadable
 from shared.formats import COLUMNS, LINE, MIB, ROW, BadRow, Glance, quoted, rows
 from shared.recipe import MAX_FINDINGS, Finding
+from worker.engine import text_stream
 from worker.engine.cells import BYTES, bytes_of, content, may_hold_files, read, reader_of
 from worker.engine.media import MEDIA, Reader
 from worker.engine.shapes import Cast, Shape, column_type
 
 MOST_ROWS = 50_000_000
 BATCH_ROWS = 4096
+STREAM_ROWS = 65_536  # of lines of text, which are short
 BATCH_BYTES = 8 * MIB
 TEMPORAL = (pa.types.is_temporal, pa.types.is_decimal)
 
@@ -60,6 +62,8 @@ class Canonical:
 
 def from_text(file: BinaryIO, kind: Glance, path: Path, tell: Tell) -> Canonical:
     """JSON, JSONL, CSV, TSV or text into Parquet. Raises BadRow and Refused."""
+    if kind.format == "text":
+        return from_stream(file, path, tell)
     size = file.seek(0, 2)
     casts: dict[str, Cast | None] = {}
     made = Canonical()
@@ -85,6 +89,21 @@ def from_text(file: BinaryIO, kind: Glance, path: Path, tell: Tell) -> Canonical
         for batch in batches(rows_from_start(file, kind), file.tell):
             writer.write_batch(record_batch(batch, schema, names, casts))
             made.rows = check_count(made.rows + len(batch))
+            tell(file.tell(), size)
+    return made
+
+
+def from_stream(file: BinaryIO, path: Path, tell: Tell) -> Canonical:
+    """A text file into Parquet, a row a line. Raises BadRow and Refused."""
+    size, made = file.seek(0, 2), Canonical()
+    file.seek(0)
+    schema = pa.schema([pa.field(ROW, pa.int64()), pa.field("text", pa.string())])
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+        for numbers, texts in text_stream.columns(file):
+            batch = pa.RecordBatch.from_arrays([numbers, texts], schema=schema)
+            for start in range(0, len(texts), STREAM_ROWS):
+                writer.write_batch(batch.slice(start, STREAM_ROWS))
+            made.rows = check_count(made.rows + len(texts))
             tell(file.tell(), size)
     return made
 
