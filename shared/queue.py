@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 LIST = "wake-ups"  # the broker's key
 LOOK, SWEEP, TICK = "burnish.look", "burnish.sweep", "burnish.tick"
 TICK_SECONDS = 15.0
-DRAIN_SECONDS = 120.0  # time that trainers have to checkpoint when their worker is told to stop
+DRAIN_SECONDS = 120.0  # time to leave to a worker that is told to stop: its trainers write a checkpoint
 BREAKER_SECONDS = 5.0  # after a failure nothing is sent for this long
 BOUNCES = 5  # times that a busy worker hands a wake-up on
 
@@ -66,7 +66,7 @@ def celery() -> Celery:
         worker_enable_remote_control=False,
         worker_send_task_events=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_soft_shutdown_timeout=DRAIN_SECONDS,
+        worker_soft_shutdown_timeout=0,  # Celery would sleep so long before it told us to drain
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         # the broker may go and come back

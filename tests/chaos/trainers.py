@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shared.tables import State
 from tests.chaos.cluster import SERVERS, Cluster
-from tests.chaos.processes import living, trainers_of
+from tests.chaos.processes import everybody, lease_of, living, trainers_of
 from tests.chaos.scenario import scenario
 from tests.chaos.workload import MEDIUM, SHORT, Submitted, attempts, holder, row
 from tests.chaos.world import World
@@ -90,8 +90,6 @@ def a_job_is_poison(world: World) -> None:
 
 def trainers_of_lease(cluster: Cluster, worker: str, lease: str) -> list[int]:
     """The trainers of that worker that work under the lease."""
-    from tests.chaos.processes import lease_of
-
     return [pid for pid in trainers_of(cluster.pid(worker)) if lease_of(pid) == lease]
 
 
@@ -132,19 +130,17 @@ def a_trainer_tries_to_get_out(world: World) -> None:
     assert found.pop("environment") == []
     assert "open" not in found.values(), found
     assert len(found) >= len(SERVERS)
-    daemons = {pid for pid in below(folder) if pid not in trainers_of(world.cluster.pid(name))}
+    daemons = left_by(folder)
     assert daemons, "the daemon was there"
     world.work.await_end([job], 90)
     until(lambda: not living(daemons), 2, "the daemon is gone with its job")
 
 
-def below(folder: Path) -> set[int]:
-    """The processes whose output goes where that attempt's does."""
-    from tests.chaos.processes import everybody
-
+def left_by(folder: Path) -> set[int]:
+    """The processes but the trainer whose output goes where that attempt's does."""
     pipes = {pid: output(pid) for pid in everybody()}
-    (trainer,) = (pid for pid in pipes if lease(pid) == folder.name)
-    return {pid for pid, pipe in pipes.items() if pipe and pipe == pipes[trainer]}
+    (trainer,) = (pid for pid in pipes if lease_of(pid) == folder.name)
+    return {pid for pid, pipe in pipes.items() if pipe and pipe == pipes[trainer]} - {trainer}
 
 
 def output(pid: int) -> str:
@@ -153,9 +149,3 @@ def output(pid: int) -> str:
         return str(Path(f"/proc/{pid}/fd/1").readlink())
     except OSError:
         return ""
-
-
-def lease(pid: int) -> str | None:
-    from tests.chaos.processes import lease_of
-
-    return lease_of(pid)

@@ -36,6 +36,7 @@ def test_the_settings_are_those_that_the_traps_demand(stack):
         "broker_connection_retry_on_startup": True,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_enable_remote_control": False,
+        "worker_soft_shutdown_timeout": 0,
         "worker_send_task_events": False,
         "worker_pool": "threads",
     }
