@@ -1,5 +1,6 @@
 """Pictures and sounds in the cells of a Parquet file, as datasets of Hugging Face have them: checked as those in zips."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,38 @@ def test_a_cell_without_bytes_is_left_out_with_its_reason(tmp_path: Path):
 def test_a_file_of_which_no_picture_can_be_read_is_refused(tmp_path: Path):
     error = imported(tmp_path, "a.parquet", table(image=files(picture()[:50], picture()[:48]))).error
     assert error["message"].startswith("No row of the Parquet file can be read. «image» of row 1 is a broken")
+
+
+def classed(told: Any, **columns: Any) -> bytes:
+    """A Parquet file with what Hugging Face's library says of its columns."""
+    made = pa.table(columns)
+    return parquet(
+        made.replace_schema_metadata({"huggingface": told if isinstance(told, str) else json.dumps(told)})
+    )
+
+
+def test_numbers_of_classes_become_their_names(tmp_path: Path):
+    told = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    columns = {"image": files(*[picture()] * 4), "label": [1, 0, -1, None], "n": [0, 1, 0, 1]}
+    made = imported(tmp_path, "a.parquet", classed(told, **columns))
+    assert [row["label"] for row in made.rows] == ["dog", "cat", None, None]
+    assert [row["n"] for row in made.rows] == [0, 1, 0, 1]
+    made = imported(tmp_path, "a.parquet", classed(told, text=["a", "b"], label=[1, 0]))
+    assert made.rows == [{"text": "a", "label": "dog"}, {"text": "b", "label": "cat"}]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "no JSON", "[]", "[" * 100_000, '{"info": null}', {"info": {"features": []}},
+        {"info": {"features": {"label": {"names": [1], "_type": "ClassLabel"}}}},
+        {"info": {"features": {"label": {"names": "cat", "_type": "ClassLabel"}}}},
+        {"info": {"features": {"label": {"names": ["x"] * 10_001, "_type": "ClassLabel"}}}},
+    ],
+)  # fmt: skip
+def test_odd_metadata_leaves_numbers_as_they_are(tmp_path: Path, told: Any):
+    made = imported(tmp_path, "a.parquet", classed(told, text=["a", "b"], label=[1, 0]))
+    assert [row["label"] for row in made.rows] == [1, 0]
 
 
 def test_bytes_that_are_no_picture_or_sound_are_left_out_with_a_finding(tmp_path: Path):

@@ -20,6 +20,7 @@ from shared.formats import COLUMNS, LINE, MIB, ROW, BadRow, Glance, quoted, rows
 from shared.recipe import MAX_FINDINGS, Finding
 from worker.engine import text_stream
 from worker.engine.cells import BYTES, bytes_of, content, may_hold_files, read, reader_of
+from worker.engine.class_names import class_names, named
 from worker.engine.media import MEDIA, Reader
 from worker.engine.shapes import Cast, Shape, column_type
 
@@ -193,7 +194,7 @@ def from_parquet(source: Path, path: Path, tell: Tell) -> Canonical:
     check_count(file.metadata.num_rows)
     try:
         readers = readers_of(file, [name for name, of in columns if may_hold_files(of)])
-        taken = taken_of(columns, readers, made)
+        taken = taken_of(columns, readers, class_names(file.schema_arrow), made)
         if not taken or not file.metadata.num_rows:
             raise Refused("The Parquet file has no rows to learn from.", param="file", code="empty_file")
         (copy_files if readers else copy)(file, path, taken, readers, made, tell)
@@ -207,12 +208,16 @@ def from_parquet(source: Path, path: Path, tell: Tell) -> Canonical:
 
 
 def taken_of(
-    columns: list[tuple[str, pa.DataType]], readers: dict[str, Reader], made: Canonical
+    columns: list[tuple[str, pa.DataType]],
+    readers: dict[str, Reader],
+    classes: dict[str, list[str]],
+    made: Canonical,
 ) -> dict[str, pa.DataType]:
     """{column: the plain type that it becomes}; those that are left out are findings."""
     taken: dict[str, pa.DataType] = {}
     for name, of in columns:
-        if target := pa.binary() if name in readers else plain_type(of):
+        of_files = pa.binary() if name in readers else None
+        if target := of_files or (pa.string() if name in classes else plain_type(of)):
             taken[name] = target
         else:
             why = f"«{name}» holds {of}, which no recipe reads; the column is left out."
@@ -236,10 +241,10 @@ def copy(
     tell: Tell,
 ) -> None:
     """Every row, batch by batch."""
-    schema = schema_of(taken, readers)
+    schema, classes = schema_of(taken, readers), class_names(file.schema_arrow)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in file.iter_batches(rows_at_once(file), columns=list(taken)):
-            writer.write_batch(plain_batch(batch, schema, made.rows))
+            writer.write_batch(plain_batch(named(batch, classes), schema, made.rows))
             made.rows = check_count(made.rows + batch.num_rows)
             tell(made.rows, file.metadata.num_rows)
 
@@ -253,14 +258,15 @@ def copy_files(
     tell: Tell,
 ) -> None:
     """The rows whose pictures and sounds can be read, these in their plain form; the others are findings."""
-    schema = schema_of(taken, readers)
+    schema, classes = schema_of(taken, readers), class_names(file.schema_arrow)
     others = pa.schema([field for field in schema if not field.metadata])
 
     def numbered() -> Numbered:
         before = 0
         for batch in file.iter_batches(rows_at_once(file), columns=list(taken)):
             files = batch.select(list(readers)).to_pylist()
-            plain = plain_batch(batch.drop_columns(list(readers)), others, before).to_pylist()
+            rest = named(batch.drop_columns(list(readers)), classes)
+            plain = plain_batch(rest, others, before).to_pylist()
             for row, own in zip(plain, files, strict=True):
                 number = row.pop(ROW)
                 if read(
