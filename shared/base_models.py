@@ -19,11 +19,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
 from shared import datasets, model_files, presets, queue, storage
+from shared.columns import now
 from shared.db import transaction
 from shared.errors import Refused
 from shared.ids import new_id
 from shared.settings import settings
-from shared.tables import FINAL, BaseModel, Checkpoint, File, Job, Ready, Team, now
+from shared.tables import FINAL, BaseModel, Checkpoint, File, Job, Ready, Team
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 TITLE = 100

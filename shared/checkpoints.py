@@ -8,8 +8,9 @@ from sqlmodel import Session, col, select
 
 from shared import leases
 from shared import recipe as recipes
+from shared.columns import now
 from shared.ids import new_id
-from shared.tables import Checkpoint, Job, now
+from shared.tables import Checkpoint, Job
 
 
 def prefix(job: Job, number: int, lease_id: str, name: str) -> str:

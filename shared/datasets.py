@@ -28,12 +28,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
 from shared import archives, bundles, formats, media, model_files, queue, storage, uploads
+from shared.columns import now
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.formats import HEAD, Glance
 from shared.ids import new_id
 from shared.recipe import Recipe
-from shared.tables import FINAL, Dataset, DatasetVersion, File, Job, Ready, Schedule, now
+from shared.tables import FINAL, Dataset, DatasetVersion, File, Job, Ready, Schedule
 
 PURPOSES = ("fine-tune", "batch", "base-model")
 NAME = 100

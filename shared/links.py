@@ -7,8 +7,9 @@ from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from shared import passwords
+from shared.columns import now
 from shared.errors import NotFound, Refused
-from shared.tables import Link, LinkKind, Membership, Role, User, now
+from shared.tables import Link, LinkKind, Membership, Role, User
 from shared.teams import address, digest, join, set_password
 
 INVITATION_HOURS = 72.0

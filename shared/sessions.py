@@ -7,9 +7,10 @@ from sqlalchemy import delete, or_, update
 from sqlmodel import Session, col, select
 
 from shared import passwords
+from shared.columns import now
 from shared.errors import NotFound, Refused
 from shared.settings import settings
-from shared.tables import BrowserSession, Membership, Role, Team, User, now
+from shared.tables import BrowserSession, Membership, Role, Team, User
 from shared.teams import MINUTE, Caller, digest, set_password
 
 IDLE = timedelta(hours=24)

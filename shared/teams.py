@@ -16,8 +16,9 @@ from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from shared import passwords
+from shared.columns import now
 from shared.errors import NotFound, Refused
-from shared.tables import ApiToken, BrowserSession, Membership, Role, Team, User, now
+from shared.tables import ApiToken, BrowserSession, Membership, Role, Team, User
 
 RANK = {Role.VIEWER: 0, Role.MEMBER: 1, Role.OWNER: 2}
 EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,189}")

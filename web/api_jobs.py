@@ -10,6 +10,7 @@ from sqlmodel import Session, col, select
 
 from shared import base_models, datasets, jobs, queue
 from shared import recipe as recipes
+from shared.columns import now
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.jobs import Order
@@ -26,7 +27,6 @@ from shared.tables import (
     Slot,
     State,
     Team,
-    now,
 )
 from web import methods, shapes, wire
 

@@ -6,9 +6,10 @@ from flask import Blueprint, Response, g
 from sqlmodel import Session, col, select
 
 from shared import base_models
+from shared.columns import now
 from shared.db import transaction
 from shared.errors import Refused
-from shared.tables import BaseModel, Checkpoint, File, Job, State, Team, now
+from shared.tables import BaseModel, Checkpoint, File, Job, State, Team
 from web import shapes, wire
 
 api = Blueprint("api_models", __name__, url_prefix="/v1")

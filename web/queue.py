@@ -7,8 +7,9 @@ from flask import Blueprint, g, render_template
 from sqlmodel import Session, col, func, select
 
 from shared import ranking, workers
+from shared.columns import now
 from shared.db import transaction
-from shared.tables import Attempt, Job, JobDependency, Slot, State, Worker, now
+from shared.tables import Attempt, Job, JobDependency, Slot, State, Worker
 
 pages = Blueprint("queue", __name__)
 

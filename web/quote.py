@@ -6,9 +6,10 @@ from datetime import timedelta
 
 from sqlmodel import Session, col, func, select
 
+from shared.columns import now
 from shared.recipe import Recipe
 from shared.spec import Spec
-from shared.tables import DatasetVersion, Job, Kind, Ready, Slot, State, Worker, now
+from shared.tables import DatasetVersion, Job, Kind, Ready, Slot, State, Worker
 
 CHARACTERS_A_TOKEN = 4  # a rough mean over English text; the page says «about»
 ALIVE = timedelta(minutes=2)

@@ -10,10 +10,11 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.wrappers import Response
 
 from shared import schedules
+from shared.columns import now
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.recipe import recipes
-from shared.tables import Dataset, DatasetVersion, Job, Schedule, now
+from shared.tables import Dataset, DatasetVersion, Job, Schedule
 from web import forms
 from web.new_job import models_for
 

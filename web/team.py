@@ -6,9 +6,10 @@ from flask import Blueprint, flash, g, redirect, render_template, request, sessi
 from werkzeug.wrappers import Response
 
 from shared import links, sessions, teams
+from shared.columns import now
 from shared.db import transaction
 from shared.errors import Refused
-from shared.tables import Role, now
+from shared.tables import Role
 from web.accounts import public_link
 from web.policy import SESSION_KEY
 

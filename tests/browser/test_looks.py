@@ -11,8 +11,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from sqlmodel import Session, select
 
+from shared.columns import now
 from shared.db import transaction
-from shared.tables import Event, EventType, Job, Kind, Schedule, State, Team, Transition, now
+from shared.tables import Event, EventType, Job, Kind, Schedule, State, Team, Transition
 from tests.browser.conftest import Visit, a_member
 from tests.factories import a_checkpoint, a_dataset, a_job, an_attempt, an_evaluation
 from tests.services import Live

@@ -11,10 +11,11 @@ import pytest
 from sqlmodel import Session, select
 
 from shared import links, mail, sessions, teams
+from shared.columns import now
 from shared.db import transaction
 from shared.errors import Refused
 from shared.settings import settings
-from shared.tables import ApiToken, BrowserSession, Link, LinkKind, Membership, Role, User, now
+from shared.tables import ApiToken, BrowserSession, Link, LinkKind, Membership, Role, User
 from shared.teams import Caller
 from tests.factories import PASSWORD, a_team, a_token, a_user
 from tests.visitor import Visitor

@@ -7,13 +7,13 @@ import pytest
 from sqlmodel import func, select
 
 from shared import jobs
+from shared.columns import now
 from shared.db import transaction
 from shared.settings import settings
 from shared.tables import (
     Job,
     Ready,
     State,
-    now,
 )
 from tests.factories import (
     a_job,

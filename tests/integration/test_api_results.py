@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
+from shared.columns import now
 from shared.db import transaction
 from shared.settings import settings
 from shared.tables import (
@@ -23,7 +24,6 @@ from shared.tables import (
     Role,
     State,
     Transition,
-    now,
 )
 from tests.factories import (
     a_checkpoint,
