@@ -45,6 +45,13 @@ ONE_THREAD = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
 }
+# Threads that wait sleep: ones that spin starve those that work where a machine is busy (7 times slower was
+# measured). Freed memory stays with the trainer, in huge pages: a step's tensors need no fresh ones.
+FAST = {
+    "OMP_WAIT_POLICY": "passive",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864",
+}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -54,7 +61,7 @@ def environment(surroundings: dict[str, str]) -> dict[str, str]:
     kept = {
         name: value for name, value in surroundings.items() if name in KEPT or name.startswith(KEPT_PREFIXES)
     }
-    return kept | SET | ONE_THREAD
+    return kept | SET | ONE_THREAD | FAST
 
 
 def die_with(parent: int) -> None:

