@@ -5,7 +5,8 @@ import time
 
 import httpx
 
-from shared.tables import FINAL, State, now
+from shared.columns import now
+from shared.tables import FINAL, State
 from tests.chaos.cluster import WEBS
 from tests.chaos.scenario import scenario
 from tests.chaos.workload import LONG, SHORT, Submitted, attempts, await_checkpoint, holder, row
