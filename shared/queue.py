@@ -5,7 +5,9 @@ timeouts of a second, since a frozen broker would otherwise hold a web request f
 """
 
 import logging
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 from celery import Celery
@@ -21,6 +23,7 @@ LIST = "wake-ups"  # the broker's key
 LOOK, SWEEP, TICK = "burnish.look", "burnish.sweep", "burnish.tick"
 TICK_SECONDS = 15.0
 DRAIN_SECONDS = 120.0  # time to leave to a worker that is told to stop: its trainers write a checkpoint
+SEND_SECONDS = 1.0  # that a request waits for the broker
 BREAKER_SECONDS = 5.0  # after a failure nothing is sent for this long
 BOUNCES = 5  # times that a busy worker hands a wake-up on
 
@@ -118,23 +121,37 @@ def publisher() -> Celery:
     return app
 
 
+@lru_cache(maxsize=1)
+def sender() -> ThreadPoolExecutor:
+    """The thread that sends: each word with a slow broker may be in time, and all together not."""
+    return ThreadPoolExecutor(1, thread_name_prefix="wake")
+
+
+os.register_at_fork(after_in_child=sender.cache_clear)  # a forked child has no such thread
+
+
+def send(slot: str, bounces: int) -> None:
+    """The message itself. Raises what the broker's client raises."""
+    publisher().send_task(
+        LOOK,
+        args=[slot, bounces],
+        queue=LIST,
+        expires=max(settings().sweep_seconds, 10.0),
+        retry=False,
+        ignore_result=True,
+    )
+
+
 def wake(slot: Slot | str, bounces: int = BOUNCES) -> bool:
     """Tells an idle worker to look for a job of that slot class. Call it after the commit.
 
-    Never raises and takes a second at most, also with a dead or frozen broker: then a sweep finds the
+    Never raises and takes a second at most, also with a dead, frozen or slow broker: then a sweep finds the
     job. Returns whether the message was sent.
     """
     if breaker.open:
         return False
     try:
-        publisher().send_task(
-            LOOK,
-            args=[str(slot), bounces],
-            queue=LIST,
-            expires=max(settings().sweep_seconds, 10.0),
-            retry=False,
-            ignore_result=True,
-        )
+        sender().submit(send, str(slot), bounces).result(timeout=SEND_SECONDS)
     except (OperationalError, RedisError, OSError) as away:
         breaker.trip()
         log.warning("The broker did not take a wake-up; the next sweep will find the job: %s", away)

@@ -11,17 +11,18 @@ from tests.chaos.workload import LONG, SHORT, Submitted, attempts, await_step, r
 from tests.chaos.world import World
 from tests.services import until
 
-SUBMIT_SECONDS = 1.5
+SUBMIT_SECONDS = 1.5  # more than an undisturbed submit takes on this machine
 START_SECONDS = 10.0  # after the broker is back
 
 
 def unaffected(world: World, running: Submitted) -> None:
     """The running job goes on, a new one is accepted quickly and starts."""
     before = len(world.work.seconds)
+    undisturbed = max(world.work.seconds[:3])
     for _ in range(3):
         world.submit(SHORT)
     taken = sorted(world.work.seconds[before:])
-    assert taken[-1] < SUBMIT_SECONDS, f"the web took {taken[-1]:.1f} s to accept a job"
+    assert taken[-1] < undisturbed + SUBMIT_SECONDS, f"the web took {taken[-1]:.1f} s to accept a job"
     await_step(running, row(running).progress["step"] + 1)
 
 
@@ -72,7 +73,7 @@ def the_broker_is_full(world: World) -> None:
     started(world)
 
 
-@scenario("F15", "SIGSTOP of the broker for 12 s", "the same as if it were gone", short=True)
+@scenario("F15", "SIGSTOP of the broker for 12 s", "the same as if it were gone")
 def the_broker_freezes(world: World) -> None:
     running = world.submit(LONG)
     await_step(running)

@@ -68,7 +68,7 @@ def the_database_restarts(world: World) -> None:
     nothing_requeued(world, running)
 
 
-@scenario("F16", "kill -9 of the database", "the same", short=True)
+@scenario("F16", "kill -9 of the database", "the same")
 def the_database_is_killed(world: World) -> None:
     running = busy(world)
     world.cluster.kill("postgres")

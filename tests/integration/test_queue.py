@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -10,6 +11,7 @@ import redis
 from shared import queue
 from shared.settings import settings
 from shared.tables import Slot
+from tests.chaos.proxy import Delay, Proxy
 
 
 @pytest.fixture
@@ -69,6 +71,25 @@ def test_a_frozen_broker_holds_nobody_longer_than_a_second(broker):
     assert both - first < 0.05
     queue.breaker.rests_until = 0.0
     assert queue.wake(Slot.COMPUTE)
+
+
+def test_a_slow_broker_holds_nobody_longer_than_a_second(broker, monkeypatch):
+    proxy = Proxy()
+    there = urlsplit(settings().redis_url)
+    link = proxy.link(there.port or 0)
+    slow = there._replace(netloc=there.netloc.replace(f":{there.port}", f":{link.port}"))
+    monkeypatch.setattr(settings(), "redis_url", slow.geturl())
+    link.set(Delay(0.4))  # each way: every answer is in time
+    queue.publisher.cache_clear()
+    try:
+        started = time.monotonic()
+        assert not queue.wake(Slot.COMPUTE)
+        assert time.monotonic() - started < 1.5
+        assert queue.breaker.open
+    finally:
+        queue.publisher.cache_clear()
+        queue.sender.cache_clear()
+        proxy.close()
 
 
 def test_a_dead_broker_holds_nobody(broker, monkeypatch):
