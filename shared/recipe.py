@@ -11,7 +11,7 @@ import pkgutil
 import random
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -87,6 +87,22 @@ class Scores(NamedTuple):
     detail: dict[str, Any] = {}
 
 
+PROBES = 4  # rows of the example that an export is asked
+
+
+class Agreement(NamedTuple):
+    """Whether an export is the model that was trained, and a sentence with the figures for a page.
+
+    `equal` is the share of the answers (tokens, labels …) that are equal, `largest_difference` lies between
+    two scores of the same answer (logits, probabilities, levels …).
+    """
+
+    same: bool
+    said: str
+    equal: float
+    largest_difference: float
+
+
 @dataclass
 class Learner:
     """What the hooks work on. `model` is None until the weights are loaded.
@@ -149,6 +165,10 @@ class Recipe:
     library: ClassVar[str] = "transformers"  # loads its checkpoints
     samples_with: ClassVar[tuple[str, ...]] = ()  # the names in `Sampling` that its `predict` reads
     needs_facts: ClassVar[bool] = False  # only a checkpoint of its own can answer, no plain base model
+    opens_with: ClassVar[str] = "AutoModelForCausalLM"  # what loads a downloaded full model, of transformers
+    agrees: ClassVar[str] = (  # what the page of an export says
+        "{equal} of {count} example rows get the same answer, and no score differs by more than {largest}."
+    )
 
     @property
     def from_scratch(self) -> bool:
@@ -381,6 +401,31 @@ class Recipe:
     def usage(self, learner: Learner) -> str:
         """Python that loads and asks a downloaded checkpoint, for its card."""
         return ""
+
+    # Exporting: is what was written what was trained?
+    def probes(self, learner: Learner) -> list[dict[str, Any]]:
+        """What the trained model and its export are both asked: the inputs of some rows of the example."""
+        columns = self.recognise(self.example[0]) or {}
+        return [self.input(self.canonical(row, columns)) for row in self.example[:PROBES]]
+
+    def opened(self, folder: Path, learner: Learner) -> Learner:
+        """The full model in `folder` as its user opens it: by the library alone, with nothing of ours."""
+        import transformers
+
+        model = getattr(transformers, self.opens_with).from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        return replace(learner, tokenizer=tokenizer, model=model.eval(), packs=None)
+
+    def shown(self, learner: Learner, probes: list[dict[str, Any]]) -> list[Any]:
+        """What a model makes of each probe, as JSON; the engine has switched gradients and dropout off."""
+        items = [self.encode_input(probe, learner) for probe in probes]
+        return self.predict(learner, items, [Sampling()] * len(items))
+
+    def agreement(self, trained: list[Any], export: list[Any]) -> Agreement:
+        """How alike is what `shown` gave of the trained model and of its export."""
+        from shared.learning.agreement import of_answers
+
+        return of_answers(trained, export, self.agrees)
 
 
 def added(sums: Judged, more: Judged) -> Judged:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, ClassVar
 
 from shared.errors import Refused
 from shared.learning import conditions
 from shared.recipe import (
+    PROBES,
+    Agreement,
     Batch,
     Finding,
     Item,
@@ -22,6 +27,7 @@ from shared.recipe import (
     Sampling,
 )
 
+CAPTIONS = ("one", "two", "a")
 ASKED = 64  # examples that an evaluation generates
 KNOWN = 2048  # real ones that the classifier learns from
 
@@ -43,6 +49,10 @@ class Generator(Recipe):
     default_base_model = "scratch/dit-tiny"
     needs_facts = True
     samples_with = ("seed", "guidance")
+    agrees = (
+        "{equal} of {count} examples made from the same noise are the same to the bit, and no level differs by more"
+        " than {largest} of 255."
+    )
 
     # What a recipe adds.
     @abstractmethod
@@ -306,6 +316,35 @@ class Generator(Recipe):
         from shared.learning.sampler import sampler
 
         return sampler(learner, *self.finish(learner.facts))
+
+    # Exporting.
+    def probes(self, learner: Learner) -> list[dict[str, Any]]:
+        """Some labels, or captions; each with a seed."""
+        labels = learner.facts["labels"]
+        asked = [{"label": one} for one in labels[:PROBES]] if labels else [{"caption": c} for c in CAPTIONS]
+        return [one | {"seed": seed} for seed, one in enumerate(asked)]
+
+    def opened(self, folder: Path, learner: Learner) -> Learner:
+        """By plain diffusers, and by transformers what reads captions."""
+        tokenizer = self.load_tokenizer(folder, [], learner.spec)
+        return replace(learner, tokenizer=tokenizer, model=self.load_model(learner, folder).eval())
+
+    def shown(self, learner: Learner, probes: list[dict[str, Any]]) -> list[Any]:
+        """Of each example its levels, and their digest."""
+        made = self.made(learner, [self.encode_input(probe, learner) for probe in probes])
+        return [
+            {
+                "digest": sha256(levels.tobytes()).hexdigest(),
+                "levels": levels.astype(float).flatten().tolist(),
+            }
+            for levels in made
+        ]
+
+    def agreement(self, trained: list[Any], export: list[Any]) -> Agreement:
+        """Alike but for a level, which rounding may tip."""
+        from shared.learning.agreement import of_answers
+
+        return of_answers(trained, export, self.agrees, most=1.0)
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from shared.errors import Refused
 from shared.learning import lstm, stream
-from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Recipe, Sampling
+from shared.learning.writer import Writer
+from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Sampling
 from shared.spec import LoraSpec, PretrainSpec, knob
 
 CHARACTERS_A_TOKEN = 3.5  # about, for the estimate of steps
@@ -46,7 +47,7 @@ class CausalLMSpec(PretrainSpec, LoraSpec):
     )
 
 
-class CausalLM(Recipe):
+class CausalLM(Writer):
     """GPT, Llama or LSTM from scratch, or a base model that reads on."""
 
     name = "causal_lm"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from shared.errors import Refused
@@ -78,6 +80,8 @@ class Classification(Recipe):
     default_base_model = "minilm-l6-v2"
     place = 20
     needs_facts = True
+    opens_with = "AutoModelForSequenceClassification"
+    agrees = "{equal} of {count} texts get the same label, and no probability differs by more than {largest}."
 
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
         """A text column and a label column by their usual names."""
@@ -268,6 +272,12 @@ class Classification(Recipe):
             else:
                 outputs.append({"label": max(scores, key=lambda name: scores[name]), "scores": scores})
         return outputs
+
+    def opened(self, folder: Path, learner: Learner) -> Learner:
+        """The classifier, and its labels as its own configuration names them."""
+        known = super().opened(folder, learner)
+        names = known.model.config.id2label
+        return replace(known, facts=learner.facts | {"labels": [names[number] for number in sorted(names)]})
 
     def usage(self, learner: Learner) -> str:
         """Classify with the checkpoint by transformers alone."""

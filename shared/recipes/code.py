@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 from shared.errors import Refused
 from shared.learning import groups, infilling, lstm, syntax
 from shared.learning.cells import text
-from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Recipe, Sampling
+from shared.learning.writer import Writer
+from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Sampling
 from shared.spec import LoraSpec, PretrainSpec, knob
 
 CONTENT_NAMES = ("content", "code", "text")
@@ -74,7 +75,7 @@ class Gap(NamedTuple):
     after: str
 
 
-class Code(Recipe):
+class Code(Writer):
     """Next-token loss on files, some of them with their middle at the end."""
 
     name = "code"
@@ -295,7 +296,9 @@ class Code(Recipe):
         return [{"text": output["content"]} for output in outputs]
 
     def usage(self, learner: Learner) -> str:
-        """Complete by transformers alone, with the marks that this model knows."""
+        """Complete by transformers alone, with the marks that this model knows; an LSTM by torch alone."""
+        if learner.model.config.model_type == lstm.MODEL_TYPE:
+            return lstm.PLAIN
         prefix, suffix, middle = infilling.native(learner.tokenizer) or infilling.MARKS
         asked = f"{prefix}def add(a, b):\n    return {suffix}\n\nprint(add(1, 2))\n{middle}"
         if not can_fill(learner):

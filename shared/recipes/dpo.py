@@ -9,7 +9,8 @@ from typing import Any
 from shared.errors import Refused
 from shared.learning import chat, dialogue
 from shared.learning.cells import words
-from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Recipe, Sampling
+from shared.learning.writer import Writer
+from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Sampling
 from shared.spec import ChatSpec, knob
 
 SIDES = ("chosen", "rejected")
@@ -42,7 +43,7 @@ class DPOSpec(ChatSpec):
     )
 
 
-class DPO(Recipe):
+class DPO(Writer):
     """The reference is the model itself as it was before: its adapter off, or a frozen copy."""
 
     name = "dpo"

@@ -131,6 +131,8 @@ class ExtractiveQA(Recipe):
         Metric("loss", "Loss", "lower"),
     )
     head = "encoder"
+    opens_with = "AutoModelForQuestionAnswering"
+    agrees = "{equal} of {count} questions get the same answer, and no score differs by more than {largest}."
     default_base_model = "minilm-l6-v2"
     place = 30
     needs_facts = True

@@ -97,6 +97,8 @@ class MaskedLM(Recipe):
     )
     head = "encoder"
     default_base_model = "scratch/bert-tiny"
+    opens_with = "AutoModelForMaskedLM"
+    agrees = "{equal} of {count} texts are filled in with the same words, and no probability differs by more than {largest}."
     place = 55
 
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from shared.errors import Refused
 from shared.learning.cells import words
+from shared.learning.writer import Writer
 from shared.recipe import (
     Batch,
     Column,
@@ -18,7 +19,6 @@ from shared.recipe import (
     Learner,
     Loss,
     Metric,
-    Recipe,
     Sampling,
     Scores,
 )
@@ -79,7 +79,7 @@ class Seq2SeqSpec(PretrainSpec, LoraSpec):
     )
 
 
-class Seq2Seq(Recipe):
+class Seq2Seq(Writer):
     """T5 from scratch, or any encoder-decoder from where it stands; loss on the target's tokens."""
 
     name = "seq2seq"
@@ -105,6 +105,7 @@ class Seq2Seq(Recipe):
         Metric("rouge_l", "ROUGE-L", "higher"),
     )
     head = "seq2seq"
+    opens_with = "AutoModelForSeq2SeqLM"
     default_base_model = "scratch/t5-tiny"
     place = 40
     samples_with = ("max_tokens", "temperature", "top_p", "top_k", "beams", "seed", "stop")
@@ -282,7 +283,9 @@ class Seq2Seq(Recipe):
 
     def usage(self, learner: Learner) -> str:
         """Ask the checkpoint by transformers alone; an adapter by peft."""
-        adapter = learner.spec.method == "lora"
+        from peft import PeftModel
+
+        adapter = isinstance(learner.model, PeftModel)
         kind, library = ("AutoPeftModelForSeq2SeqLM", "peft") if adapter else ("AutoModelForSeq2SeqLM", "")
         imports = f"from {library} import {kind}\nfrom transformers import AutoTokenizer"
         return (

@@ -9,7 +9,8 @@ from typing import Any
 from shared.errors import Refused
 from shared.learning import chat, dialogue
 from shared.learning.cells import words
-from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Recipe, Sampling
+from shared.learning.writer import Writer
+from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Sampling
 from shared.spec import ChatSpec, knob
 
 KNOWN_SHAPES = (
@@ -38,7 +39,7 @@ class SFTSpec(ChatSpec):
     )
 
 
-class SFT(Recipe):
+class SFT(Writer):
     """Loss on answers only; LoRA by default."""
 
     name = "sft"

@@ -1,21 +1,26 @@
 """Exports are compared with what was trained: as a folder, and as one GGUF file."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shared.errors import Refused
 from shared.recipe import get
 from tests.attempts import checkpoints, events, parquet, run_here, write_attempt
 from tests.factories import tiny_causal_lm, tiny_encoder
+from worker.engine import gguf_file, gguf_tokenizer
+
+MERGES = [("h", "e"), ("1", "9"), ("19", "8"), ("198", "4")]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(a tiny Llama, an adapter trained on it)."""
     folder = tmp_path_factory.mktemp("trained")
-    base, recipe = with_a_merge(tiny_causal_lm(folder / "base")), get("sft")
+    base, recipe = with_merges(tiny_causal_lm(folder / "base")), get("sft")
     given: dict[str, Any] = {"epochs": 4, "batch_size": 4, "max_length": 96, "learning_rate": 0.02}
     spec = recipe.spec(**given).model_dump()
     rows = parquet(folder / "rows.parquet", recipe.example)
@@ -25,17 +30,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base, checkpoints(attempt)[-1] / "servable"
 
 
-def with_a_merge(base: Path) -> Path:
-    """The same model with a tokenizer that merges «he» to one token."""
+def with_merges(base: Path) -> Path:
+    """The same model with a tokenizer that merges a few bytes, and norms that are not all alike."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     path = base / "tokenizer.json"
     told = json.loads(path.read_text())
-    told["model"]["vocab"]["he"] = size = len(told["model"]["vocab"])
-    told["model"]["merges"] = [["h", "e"]]
+    told["model"]["vocab"] |= {
+        "".join(pair): len(told["model"]["vocab"]) + n for n, pair in enumerate(MERGES)
+    }
+    told["model"]["merges"] = MERGES
     path.write_text(json.dumps(told))
     model = AutoModelForCausalLM.from_pretrained(base)
-    model.resize_token_embeddings(size + 1)
+    model.resize_token_embeddings(len(told["model"]["vocab"]), mean_resizing=False)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
     model.save_pretrained(base)
     return base
 
@@ -50,9 +62,9 @@ def test_an_export_answers_as_the_trained_model(form: str, trained: tuple[Path, 
     folder = exported(tmp_path, trained, form)
     assert run_here(folder) == 0, events(folder, "error")
     compared = json.loads((folder / "artifacts" / "agreement.json").read_text())
-    assert compared["equal"] >= 0.95
-    assert compared["largest_difference"] < {"merged": 1e-3, "gguf": 0.05}[form]
-    assert compared["tokens"] > 90
+    assert compared["equal"] >= 0.99
+    assert compared["largest_difference"] < {"merged": 1e-4, "gguf": 0.01}[form]
+    assert "of the likeliest next tokens are equal" in compared["said"]
 
 
 def test_a_gguf_file_brings_its_tokenizer(trained: tuple[Path, Path], tmp_path: Path):
@@ -67,15 +79,71 @@ def test_a_gguf_file_brings_its_tokenizer(trained: tuple[Path, Path], tmp_path: 
     assert again.chat_template == plain.chat_template
 
 
-def test_an_export_that_answers_otherwise_is_refused(
-    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("worker.engine.gguf_file.permuted", lambda _, value, __: -value)
-    folder = exported(tmp_path, trained, "gguf")
+def refused(folder: Path, form: str) -> str:
+    """Why the export was refused; it is not there."""
     assert run_here(folder) == 10
     told = events(folder, "error")[-1]["data"]
     assert told["code"] == "export_disagrees"
-    assert not (folder / "artifacts" / "gguf").exists()
+    assert not (folder / "artifacts" / form).exists()
+    assert not (folder / "artifacts" / "agreement.json").exists()
+    return told["message"]
+
+
+SWAPPED = gguf_file.LAYER | {"input_layernorm": "ffn_norm", "post_attention_layernorm": "attn_norm"}
+
+
+@pytest.mark.parametrize(
+    ("place", "mistake"),
+    [("permuted", lambda _, value, __: value), ("LAYER", SWAPPED)],
+    ids=["queries and keys not permuted", "norms swapped"],
+)
+def test_a_file_with_weights_in_the_wrong_place_is_refused(
+    place: str, mistake: Any, trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gguf_file, place, mistake)
+    said = refused(exported(tmp_path, trained, "gguf"), "gguf")
+    assert said.startswith("The gguf export answers otherwise than the trained model, so it is not offered;")
+    assert "nats on average" in said
+
+
+def test_a_file_that_cuts_texts_otherwise_is_refused(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gguf_tokenizer, "name", lambda _: "smollm")  # which leaves digits apart
+    said = refused(exported(tmp_path, trained, "gguf"), "gguf")
+    assert said.endswith("cuts 1 of 6 texts into other tokens than the trained model.")
+
+
+@pytest.mark.parametrize("name", gguf_tokenizer.cuts())
+def test_the_name_of_a_tokenizer_is_that_of_how_it_cuts_texts(name: str, trained: tuple[Path, Path]):
+    assert gguf_tokenizer.name(cutting(trained[0], gguf_tokenizer.cuts()[name])) == name
+
+
+def test_a_tokenizer_that_cuts_texts_in_a_way_of_its_own_is_refused(trained: tuple[Path, Path]):
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+    own = Sequence([Split("8", "isolated"), ByteLevel(add_prefix_space=False)])
+    with pytest.raises(Refused, match="cuts texts"):
+        gguf_tokenizer.name(cutting(trained[0], own))
+
+
+def cutting(base: Path, cut: Any) -> Any:
+    """The base model's tokenizer, cutting texts in another way."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    tokenizer.backend_tokenizer.pre_tokenizer = cut
+    return tokenizer
+
+
+def test_whether_llama_cpp_read_the_file_too_is_said(trained: tuple[Path, Path], tmp_path: Path):
+    folder = exported(tmp_path, trained, "gguf")
+    assert run_here(folder) == 0
+    said = json.loads((folder / "artifacts" / "agreement.json").read_text())["said"]
+    if importlib.util.find_spec("llama_cpp"):
+        assert "Read by llama.cpp: over" in said
+    else:
+        assert said.endswith("llama.cpp is not installed on this worker and has not read the file.")
 
 
 def test_a_model_of_another_kind_is_refused_with_a_sentence(tmp_path: Path):

@@ -1,25 +1,36 @@
-"""Other forms of a checkpoint: the full model with its adapter worked in, as a folder or as one GGUF file."""
+"""Other forms of a checkpoint: the full model with its adapter worked in, as a folder or as one GGUF file.
+
+Each is read back as its user would read it, and asked what the trained model was asked.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from shared.errors import Refused
 from shared.learning.card import card
 from shared.recipe import Learner
-from worker.engine import gguf_file, weights
+from worker.engine import gguf_file, llama_cpp_file, weights
 from worker.engine.attempt import DONE, Attempt
 from worker.engine.checkpoint import copied
 from worker.engine.events import Events
 
-PROMPTS = ("Hello!", "What is the capital of France?", "Once upon a time", "1, 2, 3,")
-TOKENS = 24  # that the trained model writes after each
-LEAST = {"merged": 0.98, "gguf": 0.9}  # share of equal likeliest tokens; float16 moves near-ties
+LEAST = 0.9  # share of the trained model's answers that rounding may leave as they were
+
+
+class Form(NamedTuple):
+    """How a form is written and opened again. Where writing rounds the weights: how it does, and who else reads it."""
+
+    write: Callable[[Attempt, Learner, Path], None]
+    opened: Callable[[Attempt, Learner, Path], Learner]
+    rounded: Callable[[Any], None] | None = None
+    beside: Callable[[Path, list[dict[str, Any]], list[Any]], str] | None = None
 
 
 def export(attempt: Attempt, events: Events) -> int:
@@ -32,18 +43,18 @@ def export(attempt: Attempt, events: Events) -> int:
         known = " and ".join(f"«{form}»" for form in FORMS)
         raise Refused(f"There is no form «{attempt.form}» of a checkpoint; there are {known}.", param="form")
     events.stage("preparing")
+    attempt = attempt.model_copy(update={"device": "cpu"})  # in float32: a GPU would hold the weights in bf16
     learner = weights.reopened(attempt, attempt.method)
-    before = written(learner)
+    probes = attempt.method.probes(learner)
+    trained = shown(attempt, learner, probes)
     events.stage("packaging")
     half, whole = attempt.artifacts / f"tmp-{attempt.form}", attempt.artifacts / attempt.form
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir()
-    FORMS[attempt.form](attempt, learner, half)
-    if before:
-        events.stage("evaluating", detail="comparing with the trained model")
-        compared = agreement(before, reopened(attempt.form, half))
-        require_agreement(attempt.form, compared)
-        (attempt.artifacts / "agreement.json").write_text(json.dumps(compared))
+    FORMS[attempt.form].write(attempt, learner, half)
+    events.stage("evaluating", detail="comparing with the trained model")
+    compared = agreement(attempt, learner, probes, trained, half)
+    (attempt.artifacts / "agreement.json").write_text(json.dumps(compared, ensure_ascii=False))
     shutil.rmtree(whole, ignore_errors=True)
     half.rename(whole)
     events.stage("done")
@@ -69,82 +80,71 @@ def merged(attempt: Attempt, learner: Learner, folder: Path) -> None:
     (folder / weights.OURS).write_text(json.dumps(told, indent=1, ensure_ascii=False))
 
 
+def opened(attempt: Attempt, learner: Learner, folder: Path) -> Learner:
+    """That folder as its user opens it."""
+    return attempt.method.opened(folder, learner)
+
+
 def gguf(attempt: Attempt, learner: Learner, folder: Path) -> None:
     """The full model as one file."""
     config = getattr(learner.model, "config", None)
     gguf_file.require_llama(config, learner.tokenizer)
     full = copied(weights.merged(learner))
     name = attempt.card.get("name") or "model"
-    gguf_file.write(folder / "model.gguf", config, learner.tokenizer, full, name)
+    gguf_file.write(folder / gguf_file.NAME, config, learner.tokenizer, full, name)
 
 
-FORMS = {"merged": merged, "gguf": gguf}
+def read_by_transformers(_: Attempt, learner: Learner, folder: Path) -> Learner:
+    """That file as transformers opens it."""
+    return gguf_file.opened(folder, learner)
+
+
+def read_by_llama_cpp(folder: Path, probes: list[dict[str, Any]], expected: list[Any]) -> str:
+    """What is to be said of how llama.cpp reads that file."""
+    return llama_cpp_file.said(folder / gguf_file.NAME, probes, expected)
+
+
+FORMS = {
+    "merged": Form(merged, opened),
+    "gguf": Form(gguf, read_by_transformers, gguf_file.rounded, read_by_llama_cpp),
+}
 
 
 # --- is it the same model? --------------------------------------------------------------------------
 
 
-def written(learner: Learner) -> list[tuple[list[int], Any]]:
-    """[(tokens, logits [tokens, words])] of what a causal language model writes greedily after some prompts;
-    nothing for other models.
-    """
-    if "CausalLM" not in type(base_of(learner.model)).__name__ and not hasattr(learner.model, "generate"):
-        return []
-    if learner.tokenizer is None or getattr(learner.model.config, "is_encoder_decoder", False):
-        return []
-    if learner.model.get_output_embeddings() is None or not learner.model.can_generate():
-        return []
-    found = []
+def shown(attempt: Attempt, learner: Learner, probes: list[dict[str, Any]]) -> list[Any]:
+    """What a model makes of the probes."""
     with torch.no_grad():
-        for prompt in PROMPTS:
-            tokens = learner.tokenizer(prompt)["input_ids"] or [0]
-            for _ in range(TOKENS):
-                logits = logits_of(learner.model, tokens)
-                tokens = [*tokens, int(logits[-1].argmax())]
-            found.append((tokens, logits_of(learner.model, tokens)))
-    return found
+        return attempt.method.shown(learner, probes)
 
 
-def base_of(model: Any) -> Any:
-    """The model below an adapter."""
-    return model.get_base_model() if weights.is_adapter(model) else model
+def agreement(
+    attempt: Attempt, learner: Learner, probes: list[dict[str, Any]], trained: list[Any], folder: Path
+) -> dict[str, Any]:
+    """{said, equal, largest_difference} between the trained model and its export. Raises Refused where they differ.
 
-
-def logits_of(model: Any, tokens: list[int]) -> Any:
-    """[tokens, words], float32."""
-    where = next(model.parameters()).device
-    return model(input_ids=torch.tensor([tokens], device=where)).logits[0].float().cpu()
-
-
-def reopened(form: str, folder: Path) -> Any:
-    """The export as plain transformers reads it."""
-    from transformers import AutoModelForCausalLM
-
-    known = {"gguf_file": "model.gguf"} if form == "gguf" else {}
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **known).eval()
-
-
-def agreement(before: list[tuple[list[int], Any]], model: Any) -> dict[str, Any]:
-    """{tokens, equal, largest_difference}: over the same tokens the share of equal likeliest ones, and the
-    largest difference between two logits.
+    What was written must be the weights that writing was to leave, to the precision of float32; those may
+    differ from the trained ones by their rounding. `learner.model` is given up.
     """
-    equal = count = 0
-    largest = 0.0
-    with torch.no_grad():
-        for tokens, logits in before:
-            again = logits_of(model, tokens)
-            equal += int((again.argmax(-1) == logits.argmax(-1)).sum())
-            largest = max(largest, float((again - logits).abs().max()))
-            count += len(tokens)
-    return {"tokens": count, "equal": equal / count, "largest_difference": largest}
-
-
-def require_agreement(form: str, compared: dict[str, Any]) -> None:
-    """Refuses an export that answers otherwise."""
-    if not compared["equal"] >= LEAST[form]:
+    recipe, form = attempt.method, FORMS[attempt.form]
+    expected = trained
+    if form.rounded:
+        form.rounded(learner.model)
+        expected = shown(attempt, learner, probes)
+    learner.model = None  # makes room for its export
+    export = shown(attempt, form.opened(attempt, learner, folder), probes)
+    written, whole = recipe.agreement(expected, export), recipe.agreement(trained, export)
+    if not written.same or not whole.equal >= LEAST:
         raise Refused(
-            f"The {form} export answers otherwise than the trained model: only {100 * compared['equal']:.0f} % of"
-            " the likeliest tokens are equal. It is not offered; the checkpoint itself is whole.",
+            f"The {attempt.form} export answers otherwise than the trained model, so it is not offered; the"
+            f" checkpoint itself is whole. {whole.said}",
             param="form",
             code="export_disagrees",
         )
+    beside = [form.beside(folder, probes, expected)] if form.beside else []
+    return {
+        "said": " ".join([whole.said, *beside]),
+        "equal": whole.equal,
+        "largest_difference": whole.largest_difference,
+    }

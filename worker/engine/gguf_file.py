@@ -4,12 +4,17 @@ float16 (norms in float32). Format: https://github.com/ggml-org/ggml/blob/master
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shared.errors import Refused
+import torch
 
+from shared.errors import Refused
+from shared.recipe import Learner
+from worker.engine import gguf_tokenizer
+
+NAME = "model.gguf"
 LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -32,11 +37,11 @@ def write(path: Path, config: Any, tokenizer: Any, weights: dict[str, Any], name
     """Write the file. `weights` are those of a plain transformers Llama. Raises Refused for anything else."""
     import gguf
 
-    words = require_llama(config, tokenizer)
+    require_llama(config, tokenizer)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
     settings(writer, config)
-    vocabulary(writer, words, tokenizer, config)
+    gguf_tokenizer.add(writer, tokenizer, config.vocab_size)
     tied = config.tie_word_embeddings
     for tensor, value in weights.items():
         if not (tied and tensor == "lm_head.weight"):
@@ -48,8 +53,26 @@ def write(path: Path, config: Any, tokenizer: Any, weights: dict[str, Any], name
     writer.close()
 
 
-def require_llama(config: Any, tokenizer: Any) -> dict[str, Any]:
-    """The tokenizer's own description. Raises Refused where the model cannot be written."""
+def opened(folder: Path, learner: Learner) -> Learner:
+    """The file as transformers reads it, which cuts texts as llama.cpp does under the name in the file."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=NAME, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=NAME)
+    gguf_tokenizer.restore(tokenizer, folder / NAME)
+    return replace(learner, tokenizer=tokenizer, model=model.eval(), packs=None)
+
+
+def rounded(model: Any) -> None:
+    """Round the weights as the file does."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.copy_(weight.half())
+
+
+def require_llama(config: Any, tokenizer: Any) -> None:
+    """Refuses a model or tokenizer that cannot be written."""
     if config is None or getattr(config, "model_type", "") != "llama":
         kind = getattr(config, "model_type", "another")
         raise Refused(f"GGUF is made of Llama-type models; this one is of the type «{kind}».", param="form")
@@ -57,20 +80,7 @@ def require_llama(config: Any, tokenizer: Any) -> dict[str, Any]:
         raise Refused("GGUF is made of Llama-type models without biases; this one has some.", param="form")
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") != "default":
         raise Refused("This model scales its positions, which the GGUF export does not write.", param="form")
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    told = json.loads(backend.to_str()) if backend is not None else {}
-    plain = told.get("model", {}).get("type") == "BPE" and "ByteLevel" in json.dumps(
-        told.get("pre_tokenizer")
-    )
-    if not plain or told.get("normalizer"):
-        raise Refused(
-            "GGUF is made of models with a byte-level BPE tokenizer; this one has another.", param="form"
-        )
-    if not told["model"]["merges"]:
-        raise Refused(
-            "GGUF needs a tokenizer that merges bytes to tokens; this one has no merges.", param="form"
-        )
-    return told
+    gguf_tokenizer.described(tokenizer)
 
 
 def settings(writer: Any, config: Any) -> None:
@@ -89,42 +99,6 @@ def settings(writer: Any, config: Any) -> None:
     writer.add_rope_freq_base((config.rope_parameters or {}).get("rope_theta", 10_000.0))
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(1)  # mostly float16
-
-
-def vocabulary(writer: Any, told: dict[str, Any], tokenizer: Any, config: Any) -> None:
-    """The tokenizer: tokens, their kinds, merges, special ids, the chat template."""
-    import gguf
-
-    added = {one["id"]: one for one in told["added_tokens"]}
-    known = {number: word for word, number in tokenizer.get_vocab().items()}
-    tokens = [known.get(number, f"[PAD{number}]") for number in range(config.vocab_size)]
-    kinds = [
-        gguf.TokenType.UNUSED
-        if number not in known
-        else gguf.TokenType.NORMAL
-        if number not in added
-        else gguf.TokenType.CONTROL
-        if added[number]["special"]
-        else gguf.TokenType.USER_DEFINED
-        for number in range(config.vocab_size)
-    ]
-    merges = [one if isinstance(one, str) else " ".join(one) for one in told["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm" if '"Digits"' in json.dumps(told["pre_tokenizer"]) else "gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
-    for add, number in (
-        (writer.add_bos_token_id, tokenizer.bos_token_id),
-        (writer.add_eos_token_id, tokenizer.eos_token_id),
-        (writer.add_pad_token_id, tokenizer.pad_token_id),
-        (writer.add_unk_token_id, tokenizer.unk_token_id),
-    ):
-        if number is not None:
-            add(number)
-    writer.add_add_bos_token(False)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
 
 
 def renamed(tensor: str) -> str:
