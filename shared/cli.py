@@ -148,7 +148,7 @@ def job_commands(commands: Any) -> None:
     download.add_argument("id")
     download.add_argument("--to", help="folder (the job's id where not given)")
     download.add_argument("--checkpoint", help="its id; the job's best where not given")
-    download.add_argument("--form", choices=("merged",), help="the full model instead of the adapter")
+    download.add_argument("--form", choices=("merged", "gguf"), help="the full model; one GGUF file")
 
 
 def schedule_commands(commands: Any) -> None:

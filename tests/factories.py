@@ -238,6 +238,28 @@ def tiny_causal_lm(folder: Path) -> Path:
     return folder
 
 
+def tiny_llama(folder: Path) -> Path:
+    """The same with a tokenizer that merges a few bytes, as GGUF files need, and norms that are not all alike."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = tiny_causal_lm(folder) / "tokenizer.json"
+    told = json.loads(path.read_text())
+    words = told["model"]["vocab"]
+    told["model"]["merges"] = [("h", "e"), ("1", "9"), ("19", "8"), ("198", "4")]
+    for pair in told["model"]["merges"]:
+        words["".join(pair)] = len(words)
+    path.write_text(json.dumps(told))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(words), mean_resizing=False)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+    model.save_pretrained(folder)
+    return folder
+
+
 def tiny_encoder(folder: Path) -> Path:
     """A BERT of about 50,000 random weights with a WordPiece tokenizer over characters."""
     import torch

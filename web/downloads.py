@@ -133,29 +133,25 @@ def checkpoint_file(checkpoint_id: str, name: str) -> Answer:
 @pages.post("/checkpoints/<checkpoint_id>/merged")
 def merge(checkpoint_id: str) -> Answer:
     """Have the merged model built; asking twice builds once."""
-    with transaction() as db:
-        row, _ = own_checkpoint(db, checkpoint_id)
-        job = jobs.submit_export(db, checkpoint=row, form="merged", created_by=g.caller.user_id)
-        done = job.finished_at is not None
-    if not done:
-        queue.wake(job.slot)
-        flash("The merged model is being built; its link appears in the table.", "good")
-    return redirect(f"/jobs/{row.job_id}#downloads", 303)
+    return build(checkpoint_id, "merged", "The merged model is being built; its link appears in the table.")
 
 
 @pages.post("/checkpoints/<checkpoint_id>/gguf")
 def gguf(checkpoint_id: str) -> Answer:
-    """The checkpoint as one GGUF file: its download where it is made, else the job that makes it, once."""
+    """Have the checkpoint built as one GGUF file; asking twice builds once."""
+    return build(checkpoint_id, "gguf", "The GGUF file is being built; its link appears in the table.")
+
+
+def build(checkpoint_id: str, form: str, said: str) -> Answer:
+    """Have another form built where it is not there yet; ends on the page of the job that trained."""
     with transaction() as db:
         row, _ = own_checkpoint(db, checkpoint_id)
-        job = jobs.submit_export(db, checkpoint=row, form="gguf", created_by=g.caller.user_id)
-        made = db.exec(
-            select(Artifact).where(Artifact.job_id == job.id, Artifact.state == Ready.READY)
-        ).first()
-    if made is not None:
-        return redirect(f"/artifacts/{made.id}/download", 303)
-    queue.wake(job.slot)
-    return redirect(f"/jobs/{job.id}", 303)
+        job = jobs.submit_export(db, checkpoint=row, form=form, created_by=g.caller.user_id)
+        done = job.finished_at is not None
+    if not done:
+        queue.wake(job.slot)
+        flash(said, "good")
+    return redirect(f"/jobs/{row.job_id}#downloads", 303)
 
 
 @pages.get("/artifacts/<artifact_id>/download")

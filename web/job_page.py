@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from flask import Blueprint, Response, jsonify, render_template
 from sqlmodel import Session, col, select
@@ -96,7 +96,7 @@ def show(job_id: str) -> str:
             curves=curves,
             speed=newest_step(db, job),
             stored=stored,
-            merged=merged_of(db, stored),
+            exports=exports_of(db, stored),
             artifacts=artifacts_of(db, job),
             predictions=predictions(db, job),
             judged=judged(db, job, recipe),
@@ -227,12 +227,22 @@ def newest_cursor(db: Session, job: Job) -> int:
     return max(last, default=0)
 
 
-def merged_of(db: Session, stored: Sequence[Checkpoint]) -> dict[str, Artifact]:
-    """{checkpoint id: its merged model}, whatever its state; the newest where one has failed before."""
-    found = select(Artifact).where(
-        col(Artifact.checkpoint_id).in_([c.id for c in stored]), Artifact.form == "merged"
+class Export(NamedTuple):
+    """Another form of a checkpoint, or the try at making it, and the job that makes it."""
+
+    artifact: Artifact
+    job: Job
+
+
+def exports_of(db: Session, stored: Sequence[Checkpoint]) -> dict[tuple[str, str], Export]:
+    """{(checkpoint id, form): its export}, whatever its state; the newest where one has failed before."""
+    found = (
+        select(Artifact, Job)
+        .join(Job, col(Job.id) == Artifact.job_id)
+        .where(col(Artifact.checkpoint_id).in_([c.id for c in stored]), Job.kind == Kind.EXPORT)
     )
-    return {a.checkpoint_id or "": a for a in db.exec(found.order_by(col(Artifact.id)))}
+    made = (Export(*row) for row in db.exec(found.order_by(col(Artifact.id))))
+    return {(one.artifact.checkpoint_id or "", one.artifact.form): one for one in made}
 
 
 def artifacts_of(db: Session, job: Job) -> Sequence[Artifact]:

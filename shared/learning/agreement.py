@@ -79,8 +79,8 @@ def of_logits(trained: list[Any], export: list[Any], nats: float = NATS, logits:
     equal = float((mine.argmax(-1) == theirs.argmax(-1)).float().mean())
     divergence, largest = diverged(mine, theirs), float((mine - theirs).abs().max())
     said = (
-        f"Over {len(mine)} tokens {100 * equal:.1f} % of the likeliest next tokens are equal; the distributions"
-        f" differ by {figure(divergence)} nats on average, and no logit by more than {figure(largest)}."
+        f"Over {len(mine)} tokens {100 * equal:.4g} % of the likeliest next tokens are equal; the distributions"
+        f" differ by at most {figure(divergence)} nats on average, and no logit by more than {figure(largest)}."
     )
     same = divergence <= nats and largest <= logits * float(mine.std())
     return Agreement(same, said, equal, largest)
@@ -92,4 +92,4 @@ def diverged(mine: Any, theirs: Any) -> float:
     for one, other in zip(mine.split(PART), theirs.split(PART), strict=True):
         log_p, log_q = one.double().log_softmax(-1), other.double().log_softmax(-1)
         total += float((log_p.exp() * (log_p - log_q)).sum())
-    return total / len(mine)
+    return max(total / len(mine), 0.0)  # rounding may take it below

@@ -14,7 +14,7 @@ from openai import OpenAI
 
 from shared.db import transaction
 from tests.attempts import json_lines
-from tests.factories import a_base_model, tiny_causal_lm, tiny_encoder
+from tests.factories import a_base_model, tiny_encoder, tiny_llama
 from tests.services import until
 
 CHAT = [
@@ -35,7 +35,7 @@ def house(live, tmp_path_factory):
     live.aim()
     secret = live.token("openai")
     with transaction() as db:
-        chat = a_base_model(db, tiny_causal_lm(tmp_path_factory.mktemp("chat")))
+        chat = a_base_model(db, tiny_llama(tmp_path_factory.mktemp("chat")))
         encoder = a_base_model(db, tiny_encoder(tmp_path_factory.mktemp("encoder")), head="encoder")
     return {
         "client": OpenAI(base_url=f"{live.url}/v1", api_key=secret, max_retries=0, timeout=60),
@@ -132,19 +132,45 @@ def test_checkpoints_download_with_the_right_bytes(client, trained):
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file["bytes"], file["sha256"])
 
 
-def test_a_merged_model_is_made_on_demand(client, trained):
+def exported(client, trained, form: str) -> Any:
+    """The files of a form that is made when first asked for."""
     checkpoint = next(iter(client.fine_tuning.jobs.checkpoints.list(trained.id))).id
     path = f"/fine_tuning/jobs/{trained.id}/checkpoints/{checkpoint}/files"
 
     def ready():
-        files = client.get(path, cast_to=object, options={"params": {"form": "merged"}})
+        files = client.get(path, cast_to=object, options={"params": {"form": form}})
         assert files["x_status"] != "failed", files["x_error"]
         return files if files["x_status"] == "ready" else None
 
-    files: Any = until(ready, PATIENCE, "the merged model")
-    names = {file["name"] for file in files["data"]}
+    return until(ready, PATIENCE, f"the {form} files")
+
+
+def test_a_merged_model_is_made_on_demand(client, trained):
+    names = {file["name"] for file in exported(client, trained, "merged")["data"]}
     assert {"config.json", "model.safetensors"} <= names
     assert "adapter_config.json" not in names
+
+
+def test_a_gguf_file_is_made_on_demand_and_answers_as_the_merged_model_does(client, trained, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for form in ("gguf", "merged"):
+        (tmp_path / form).mkdir()
+        for file in exported(client, trained, form)["data"]:
+            data = httpx.get(file["url"], trust_env=False).raise_for_status().content
+            assert hashlib.sha256(data).hexdigest() == file["sha256"]
+            (tmp_path / form / file["name"]).write_bytes(data)
+    assert [path.name for path in (tmp_path / "gguf").iterdir()] == ["model.gguf"]
+    file, written = {"gguf_file": "model.gguf"}, {}
+    for form, more in (("gguf", file), ("merged", {})):
+        tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / form, **more)
+        model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / form, **more)
+        question = tokenizer.apply_chat_template(
+            CHAT[0]["messages"][:1], add_generation_prompt=True, tokenize=False
+        )
+        ids = tokenizer(question, return_tensors="pt")["input_ids"]
+        written[form] = model.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist()
+    assert written["gguf"] == written["merged"]
 
 
 def test_models_are_listed_found_and_missing(client, trained, house):

@@ -10,17 +10,15 @@ import pytest
 from shared.errors import Refused
 from shared.recipe import get
 from tests.attempts import checkpoints, events, parquet, run_here, write_attempt
-from tests.factories import tiny_causal_lm, tiny_encoder
+from tests.factories import tiny_encoder, tiny_llama
 from worker.engine import gguf_file, gguf_tokenizer
-
-MERGES = [("h", "e"), ("1", "9"), ("19", "8"), ("198", "4")]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(a tiny Llama, an adapter trained on it)."""
     folder = tmp_path_factory.mktemp("trained")
-    base, recipe = with_merges(tiny_causal_lm(folder / "base")), get("sft")
+    base, recipe = tiny_llama(folder / "base"), get("sft")
     given: dict[str, Any] = {"epochs": 4, "batch_size": 4, "max_length": 96, "learning_rate": 0.02}
     spec = recipe.spec(**given).model_dump()
     rows = parquet(folder / "rows.parquet", recipe.example)
@@ -28,28 +26,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     attempt = write_attempt(folder / "attempt", **told, base_model=base, train=rows)
     assert run_here(attempt) == 0, events(attempt, "error")
     return base, checkpoints(attempt)[-1] / "servable"
-
-
-def with_merges(base: Path) -> Path:
-    """The same model with a tokenizer that merges a few bytes, and norms that are not all alike."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    path = base / "tokenizer.json"
-    told = json.loads(path.read_text())
-    told["model"]["vocab"] |= {
-        "".join(pair): len(told["model"]["vocab"]) + n for n, pair in enumerate(MERGES)
-    }
-    told["model"]["merges"] = MERGES
-    path.write_text(json.dumps(told))
-    model = AutoModelForCausalLM.from_pretrained(base)
-    model.resize_token_embeddings(len(told["model"]["vocab"]), mean_resizing=False)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "norm" in name:
-                weight.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
-    model.save_pretrained(base)
-    return base
 
 
 def exported(folder: Path, trained: tuple[Path, Path], form: str) -> Path:

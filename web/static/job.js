@@ -128,7 +128,7 @@
     }, 250);
   }
 
-  // A merged model may be built long after the job has ended: while one is, look every two seconds.
+  // A merged model or a GGUF file may be built long after the job has ended: while one is, look every two seconds.
   function watchBuilding() {
     clearTimeout(building);
     if (!document.hidden && document.querySelector("#downloads .is-building")) building = setTimeout(redraw, 2000);
