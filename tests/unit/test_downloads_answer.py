@@ -88,16 +88,16 @@ def merged(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built(tmp_path_factory.mktemp(f"merged-{trained.recipe.name}"), trained)
 
 
-def platform(trained: Trained, inputs: list[dict[str, Any]]) -> tuple[Learner, list[Any]]:
-    """(what the checkpoint is as the platform opens it, its answers)."""
+def ours(trained: Trained) -> Learner:
+    """The checkpoint as the platform opens it."""
     recipe = trained.recipe
-    given: dict[str, Any] = {
-        "folder": trained.base,
-        "recipe": recipe.name,
-        "base_model": trained.base,
-        "device": "cpu",
-    }
-    learner = reopened(Attempt(kind="infer", adapter=trained.adapter, threads=1, **given), recipe)
+    given: dict[str, Any] = {"folder": trained.base, "base_model": trained.base, "adapter": trained.adapter}
+    return reopened(Attempt(kind="infer", recipe=recipe.name, device="cpu", threads=1, **given), recipe)
+
+
+def platform(trained: Trained, inputs: list[dict[str, Any]]) -> tuple[Learner, list[Any]]:
+    """(the checkpoint as the platform opens it, its answers)."""
+    learner, recipe = ours(trained), trained.recipe
     items = [recipe.encode_input(one, learner) for one in inputs]
     with torch.no_grad():
         return learner, recipe.predict(learner, items, [Sampling(max_tokens=TOKENS)] * len(items))
@@ -127,25 +127,56 @@ def test_a_merged_model_answers_without_us(trained: Trained, merged: Path, tmp_p
     inputs = asked(trained)
     learner, wanted = platform(trained, inputs)
     if trained.recipe.library == "diffusers":
-        for number, (one, ours) in enumerate(zip(inputs, wanted, strict=True)):
+        for number, (one, mine) in enumerate(zip(inputs, wanted, strict=True)):
             theirs = card_answer(merged, tmp_path / f"made{number}", one["label"], one["seed"])
-            assert levels(theirs, learner.facts) == pytest.approx(levels(ours.content, learner.facts), abs=2)
+            assert levels(theirs, learner.facts) == pytest.approx(
+                levels(mine.content, learner.facts), abs=2
+            )
         return
     assert plainly(trained, opened(trained, merged), merged, inputs, learner) == near(wanted)
 
 
 def test_an_adapter_answers_without_us(trained: Trained):
+    inputs = asked(trained)
+    learner, wanted = platform(trained, inputs)
+    adapted = with_adapter(trained, learner.facts)
+    assert plainly(trained, adapted, trained.adapter or trained.base, inputs, learner) == near(wanted)
+
+
+def test_an_adapter_and_its_merged_model_find_the_same_numbers(trained: Trained, merged: Path):
+    """Merging adds two matrices where the adapter added two products: float32 rounds each sum by a part in 10⁷,
+    some thousands of them follow one another in a model, so that logits may differ by 10⁻⁴ of how far they spread.
+    The adapter itself has moved them by more than ten times that.
+    """
+    adapted = with_adapter(trained, ours(trained).facts)
+    with torch.no_grad():
+        mine, theirs = numbers(trained, adapted), numbers(trained, opened(trained, merged))
+        with adapted.disable_adapter():
+            before = numbers(trained, adapted)
+    least = 1e-4 * float(mine.std())
+    assert float((mine - theirs).abs().max()) < least
+    assert float((mine - before).abs().max()) > 10 * least
+
+
+def with_adapter(trained: Trained, facts: dict[str, Any]) -> Any:
+    """The base model with the adapter on it, by plain transformers and peft."""
     from peft import PeftModel
 
     if trained.adapter is None:
         pytest.skip("This method has no adapters.")
-    inputs = asked(trained)
-    learner, wanted = platform(trained, inputs)
-    labels = {"num_labels": len(names)} if (names := learner.facts.get("labels")) else {}
-    model = PeftModel.from_pretrained(opened(trained, trained.base, **labels), str(trained.adapter)).eval()
-    if labels:
-        model.config.id2label = dict(enumerate(learner.facts["labels"]))
-    assert plainly(trained, model, trained.adapter, inputs, learner) == near(wanted)
+    labels = {"id2label": dict(enumerate(facts["labels"]))} if "labels" in facts else {}
+    return PeftModel.from_pretrained(opened(trained, trained.base, **labels), str(trained.adapter)).eval()
+
+
+def numbers(trained: Trained, model: Any) -> Any:
+    """Every logit that a model gives for a text."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(trained.adapter or trained.base)
+    ids = tokenizer("When was that? I do not know.", return_tensors="pt")["input_ids"]
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    output = model(input_ids=ids, **more)
+    return torch.cat([value.flatten() for name, value in output.items() if name.endswith("logits")])
 
 
 @pytest.mark.parametrize("recipe", ["causal_lm", "code"])
@@ -173,7 +204,7 @@ def asked(trained: Trained) -> list[dict[str, Any]]:
     """The inputs of some rows of the example; what a generator is asked for is among its own labels."""
     recipe = trained.recipe
     if recipe.library == "diffusers":
-        return recipe.probes(platform(trained, [])[0])[:ROWS]
+        return recipe.probes(ours(trained))[:ROWS]
     return Recipe.probes(recipe, Learner(spec=None, facts={}))[:ROWS]
 
 
