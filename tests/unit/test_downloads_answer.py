@@ -129,9 +129,7 @@ def test_a_merged_model_answers_without_us(trained: Trained, merged: Path, tmp_p
     if trained.recipe.library == "diffusers":
         for number, (one, mine) in enumerate(zip(inputs, wanted, strict=True)):
             theirs = card_answer(merged, tmp_path / f"made{number}", one["label"], one["seed"])
-            assert levels(theirs, learner.facts) == pytest.approx(
-                levels(mine.content, learner.facts), abs=2
-            )
+            assert levels(theirs, learner.facts) == pytest.approx(levels(mine.content, learner.facts), abs=2)
         return
     assert plainly(trained, opened(trained, merged), merged, inputs, learner) == near(wanted)
 
