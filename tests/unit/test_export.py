@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.errors import Refused
-from shared.recipe import get
+from shared.recipe import Learner, get
 from tests.attempts import checkpoints, events, parquet, run_here, write_attempt
 from tests.factories import tiny_encoder, tiny_llama
 from worker.engine import gguf_file, gguf_tokenizer
@@ -53,6 +53,25 @@ def test_a_gguf_file_brings_its_tokenizer(trained: tuple[Path, Path], tmp_path: 
     text = "<|im_start|>user\nHow are the others? 12 ü\n<|im_end|>"
     assert again(text)["input_ids"] == plain(text)["input_ids"]
     assert again.chat_template == plain.chat_template
+
+
+def test_a_tokenizer_that_begins_texts_by_itself_does_so_in_a_gguf_file(tmp_path: Path):
+    base = tiny_llama(tmp_path / "base")
+    start = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    told = json.loads((base / "tokenizer.json").read_text())
+    told["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [start, text],
+        "pair": [start, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
+    }
+    (base / "tokenizer.json").write_text(json.dumps(told))
+    given = {"kind": "export", "recipe": "sft", "form": "gguf", "base_model": base}
+    folder = write_attempt(tmp_path / "gguf", **given)
+    assert run_here(folder) == 0, events(folder, "error")
+    again = gguf_file.opened(folder / "artifacts" / "gguf", Learner(spec=None, facts={})).tokenizer
+    assert again("the year 1984")["input_ids"][0] == 1
 
 
 def refused(folder: Path, form: str) -> str:
