@@ -78,7 +78,7 @@ class CausalLM(Writer):
 
     def findings(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> Iterator[Finding]:
         """What is no text is fatal; empty rows are left out."""
-        return stream.findings(rows, columns, self.canonical)
+        return stream.findings(rows, columns)
 
     def examples(self, rows: int, characters: int, spec: CausalLMSpec) -> int:
         """Blocks of that text."""

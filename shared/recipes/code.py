@@ -20,7 +20,7 @@ CHARACTERS_A_TOKEN = 3  # of code, about
 GAPS = 24  # places in held-out files that are completed at each evaluation
 NEAR = 256  # tokens around a gap that the model reads then
 LINE = Sampling(max_tokens=32, stop=["\n"])  # how a gap is filled
-MOST_COMPARED = 1_000_000  # files that others are looked up among, for copies
+MOST_COMPARED = 1_000_000  # different files among which copies are looked for
 COUNTED = ("gaps", "matched", "checked", "valid")
 FEWEST = 4  # characters of a line that is worth completing
 SHOWN = 400  # characters of a sample's prompt
@@ -114,7 +114,7 @@ class Code(Writer):
 
     def canonical(self, row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
         """{"content", "path"} of a file, or {"prompt", "suffix"} to be completed. Raises Refused for what is no text."""
-        return {name: text(value, name) for name, value in super().canonical(row, columns).items()}
+        return {mine: text(row.get(theirs), mine) for mine, theirs in columns.items()}
 
     def findings(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> Iterator[Finding]:
         """Cells that are no text are fatal; files that are empty or binary are left out."""
@@ -131,9 +131,9 @@ class Code(Writer):
                 continue
             usable += 1
             checked += "path" in mine and syntax.known(mine["path"])
-            known = groups.key(mine["content"])
-            copies += known in seen
             if len(seen) < MOST_COMPARED:
+                known = groups.key(mine["content"])
+                copies += known in seen
                 seen.add(known)
         yield from about_files(number, usable, checked, copies)
 

@@ -111,7 +111,7 @@ class MaskedLM(Recipe):
 
     def findings(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> Iterator[Finding]:
         """What is no text is fatal; empty rows are left out."""
-        return stream.findings(rows, columns, self.canonical)
+        return stream.findings(rows, columns)
 
     def input(self, row: dict[str, Any]) -> dict[str, Any]:
         """The text with its middle word hidden."""
