@@ -31,17 +31,35 @@ class Team(SQLModel, table=True):
     __tablename__ = "teams"
     id: str = ident("team-")
     name: str = Field(unique=True)
+    max_run_seconds: int | None = None  # of its jobs that name none themselves
     created_at: datetime = moment(made=True)
 
 
+class Cap(SQLModel, table=True):
+    """The most slots of a class that a team, or without a team everybody together, may occupy at once."""
+
+    __tablename__ = "caps"
+    __table_args__ = (
+        Index("caps_of_team", "slot", "team_id", unique=True, postgresql_where=text("team_id IS NOT NULL")),
+        Index("caps_of_all", "slot", unique=True, postgresql_where=text("team_id IS NULL")),
+    )
+    id: str = ident("cap-")
+    team_id: str | None = ref("teams", nullable=True, cascade=True)
+    slot: Slot = choice(Slot)
+    slots: int
+
+
 class User(SQLModel, table=True):
-    """A person. `must_change_password` is true while the one-time password stands."""
+    """A person. `must_change_password` is true while the one-time password stands; an operator also sees to
+    workers and caps, which all teams share.
+    """
 
     __tablename__ = "users"
     id: str = ident("user-")
     email: str = Field(unique=True)  # lower case
     password_hash: str  # argon2id
     must_change_password: bool = False
+    operator: bool = Field(False, sa_column_kwargs={"server_default": text("false")})
     disabled_at: datetime | None = moment()
     created_at: datetime = moment(made=True)
 
@@ -196,6 +214,7 @@ class Worker(SQLModel, table=True):
     version: str
     slots: dict = document()  # {"compute": 1, "light": 1}
     devices: list = document(list)  # [{name, memory_bytes}]
+    cpus: int = Field(0, sa_column_kwargs={"server_default": text("0")})  # 0: an older worker, not told
     sandbox: dict = document()  # which walls stand around a trainer
     note: str = ""  # why it claims nothing just now, if so
     started_at: datetime = moment(made=True)
@@ -225,9 +244,10 @@ class Job(SQLModel, table=True):
     seed: int = 0
     labels: dict = document()  # the API's metadata
     columns: dict = document()  # {the recipe's column: the dataset's column}
-    resources: dict = document()  # {"processes": how many ranks train it}
+    resources: dict = document()  # what it needs of a worker: see shared.resources
     base_model_id: str | None = ref("base_models", nullable=True, index=False)
     checkpoint_id: str | None = Field(None, index=True)  # what it starts from, answers with, exports
+    resume_checkpoint_id: str | None = None  # another job's, whose training it goes on with
     dataset_version_id: str | None = ref("dataset_versions", nullable=True)
     valid_version_id: str | None = ref("dataset_versions", nullable=True, index=False)
     file_id: str | None = ref("files", nullable=True, index=False)  # what an import or batch reads
@@ -243,6 +263,8 @@ class Job(SQLModel, table=True):
     attempts: int = 0  # charged ones
     cancel_requested_at: datetime | None = moment()
     pause_requested_at: datetime | None = moment()
+    stop_requested_at: datetime | None = moment()
+    max_run_seconds: int | None = None  # over all its attempts
     idempotency_key: str | None = None
     body_hash: str | None = None
 
