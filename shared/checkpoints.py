@@ -9,8 +9,9 @@ from sqlmodel import Session, col, select
 from shared import leases
 from shared import recipe as recipes
 from shared.columns import now
+from shared.errors import Refused
 from shared.ids import new_id
-from shared.tables import Checkpoint, Job
+from shared.tables import Checkpoint, Job, Kind
 
 
 def prefix(job: Job, number: int, lease_id: str, name: str) -> str:
@@ -61,6 +62,27 @@ def of(db: Session, job_id: str) -> Sequence[Checkpoint]:
     """A job's checkpoints, newest first."""
     stored = select(Checkpoint).where(Checkpoint.job_id == job_id, col(Checkpoint.deleted_at).is_(None))
     return db.exec(stored.order_by(col(Checkpoint.step).desc())).all()
+
+
+def to_go_on_from(db: Session, job: Job) -> list[Checkpoint]:
+    """What its next attempt may go on from, best first: its own, then the one that it was started from."""
+    other = db.get(Checkpoint, job.resume_checkpoint_id) if job.resume_checkpoint_id else None
+    return [*of(db, job.id), *([other] if other is not None and other.deleted_at is None else [])]
+
+
+def newest_step(db: Session, job: Job) -> int:
+    """The step that its next attempt goes on from; 0: the beginning."""
+    return max((c.step for c in to_go_on_from(db, job)), default=0)
+
+
+def to_resume(db: Session, job: Job, checkpoint_id: str) -> Checkpoint:
+    """The job's stored checkpoint of that id, to be gone on from. Raises Refused."""
+    found = db.get(Checkpoint, checkpoint_id)
+    if job.kind != Kind.TRAIN or found is None or found.deleted_at is not None or found.job_id != job.id:
+        raise Refused(
+            f"{job.id} has no checkpoint «{checkpoint_id}».", param="checkpoint", code="not_found", status=404
+        )
+    return found
 
 
 def best(found: Sequence[Checkpoint], recipe: recipes.Recipe) -> Checkpoint | None:

@@ -10,17 +10,21 @@
                                 ▼ │   pause, obeyed         │ ▼
                               paused ◀────────────────────┘  succeeded · failed · cancelled
                                 │                                        ▲
-                                └──────────────── cancel ────────────────┘
+                                └──────────── cancel, stop ──────────────┘
 
-Who may: submit, cancel, pause, resume, retry and delete are a person's (or a schedule's); claim,
-renew, report, release and finish are the worker's that holds the lease; reap is anybody's, by the
-database's clock. A job whose dependency fails, fails with it.
+Who may: submit, cancel, stop, pause, resume, prioritise, retry and delete are a person's (or a
+schedule's); claim, renew, report, release and finish are the worker's that holds the lease; reap
+(`shared.reaper`) is anybody's, by the database's clock. A job whose dependency fails, fails with it.
 
-A running job is not cancelled or paused from outside: the request is a column, read by the holder's
-next renewal. The row's lock orders cancel and finish: a finish after the request ends `cancelled` with
-its checkpoints kept; a cancel after the finish is refused. A waiting inference job some of whose answers
-are stored is cancelled by a worker too: it stays queued, now for a light slot, until one has made the
-files of those answers.
+A running job is not cancelled, stopped or paused from outside: the request is a column, read by the
+holder's next renewal. The row's lock orders cancel and finish: a finish after the request ends
+`cancelled` with its checkpoints kept; a cancel after the finish is refused. A stop lets the trainer
+evaluate and save what it has: that succeeds, early; where it cannot, the job ends `cancelled`. A waiting
+inference job some of whose answers are stored is cancelled by a worker too: it stays queued, now for a
+light slot, until one has made the files of those answers.
+
+A retry of an ended job is a new one, which may go on from a checkpoint of the old. A job that has run for
+longer than it may fails, with its checkpoints kept, and may be retried from the last.
 
 Every word of an attempt is fenced by `lease_id`: once the attempt has ended, its worker's word is
 ignored. Locks are taken in this order: a slot class's advisory lock, job, attempt. Every change leaves
@@ -29,11 +33,11 @@ a line in `transitions`.
 
 from datetime import timedelta
 
-from sqlalchemy import func, text
+from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from shared import orders, ranking, settling
+from shared import caps, checkpoints, orders, ranking, settling, workers
 from shared.budgets import Verdict, verdict
 from shared.errors import Refused
 from shared.ids import new_id
@@ -54,15 +58,14 @@ from shared.tables import (
     Ready,
     Slot,
     State,
+    Team,
     Transition,
-    Worker,
 )
 
 __all__ = ["Order", "Orders", "held", "renew", "report"]  # a job's verbs, from here too
 
 PRIORITY_WEIGHT = timedelta(minutes=10)  # a step of priority is worth ten minutes of waiting
 HISTORY = 50  # attempts that a verdict looks back on
-REAPER_LOCK = 0x72656170  # «reap»
 
 
 # --- in ---------------------------------------------------------------------------------------------
@@ -157,6 +160,8 @@ def enter(db: Session, job: Job, actor: str, waits_for: set[str] | None = None) 
     job.created_at = clock(db)
     job.rank_at = job.created_at - PRIORITY_WEIGHT * job.priority
     job.state, job.stage = State.QUEUED, "waiting" if waits_for else ""
+    if job.max_run_seconds is None and job.slot == Slot.COMPUTE:
+        job.max_run_seconds = db.get_one(Team, job.team_id).max_run_seconds
     db.add(job)
     db.flush()
     # the share lock makes us see a dependency's end, or its end see us
@@ -175,19 +180,23 @@ def enter(db: Session, job: Job, actor: str, waits_for: set[str] | None = None) 
 def claim(db: Session, worker_id: str, slot: str) -> Attempt | None:
     """The next job of that slot class for this worker, as a new attempt with a lease; None: nothing to do.
 
-    Short: commit at once. The advisory lock makes fair share exact; the row lock gives a job to one.
+    The attempt's `slots` has one entry for each slot that it occupies. Short: commit at once. The advisory
+    lock makes caps and fair share exact; the row lock gives a job to one.
     """
-    draining = select(Worker.draining_at).where(Worker.id == worker_id)
-    if db.exec(draining).first() is not None:
+    caps.lock(db, slot)
+    place = workers.place(db, worker_id, slot)
+    if place is None:
         return None
-    db.connection().execute(
-        text("SELECT pg_advisory_xact_lock(hashtext('claim'), hashtext(:slot))"), {"slot": slot}
-    )
-    job = ranking.first_free(db, slot)
-    if job is None:
+    wide = ranking.kept_for(db, slot, place)
+    if wide and workers.roomiest(db, db.get_one(Job, wide)) == worker_id:
         return None
+    found = ranking.first_free(db, slot, place)
+    return begin(db, found[0], worker_id, [slot] * found[1]) if found else None
+
+
+def begin(db: Session, job: Job, worker_id: str, slots: list[str]) -> Attempt:
+    """Gives the job, whose row is locked, to the worker."""
     at = clock(db)
-    newest = newest_step(db, job.id)
     number = db.exec(select(func.count()).select_from(Attempt).where(Attempt.job_id == job.id)).one() + 1
     attempt = Attempt(
         id=new_id("attempt-"),
@@ -195,10 +204,10 @@ def claim(db: Session, worker_id: str, slot: str) -> Attempt | None:
         team_id=job.team_id,
         number=number,
         worker_id=worker_id,
-        slots=[slot],
+        slots=slots,
         lease_id=new_id("lease-"),
         lease_expires_at=at + timedelta(seconds=settings().lease_seconds),
-        start_step=newest,
+        start_step=checkpoints.newest_step(db, job),
         started_at=at,
     )
     db.add(attempt)
@@ -261,9 +270,12 @@ def close(
             return hand_out(db, job, actor)
         return end(db, job, State.CANCELLED, actor, "cancelled", "It was cancelled.")
     if outcome == Outcome.SUCCEEDED:
-        return end(db, job, State.SUCCEEDED, actor)
+        return end(db, job, State.SUCCEEDED, actor, reason_code, reason)
     if outcome == Outcome.FAILED:
         return end(db, job, State.FAILED, actor, reason_code, reason, param)
+    if job.stop_requested_at is not None:
+        told = settling.stopped(checkpoints.newest_step(db, job))
+        return end(db, job, State.CANCELLED, actor, "stopped", told)
     if job.pause_requested_at is not None:
         return rest(db, job, actor)
     return requeue(db, job, actor, attempt)
@@ -283,7 +295,7 @@ def requeue(db: Session, job: Job, actor: str, attempt: Attempt) -> State:
 def follow(db: Session, job: Job) -> Verdict:
     """What follows the job's last attempt, which has ended."""
     past = select(Attempt).where(Attempt.job_id == job.id).order_by(col(Attempt.number).desc()).limit(HISTORY)
-    return verdict(db.exec(past).all(), newest_step(db, job.id), clock(db), settings().retry_seconds)
+    return verdict(db.exec(past).all(), checkpoints.newest_step(db, job), clock(db), settings().retry_seconds)
 
 
 def hand_out(db: Session, job: Job, actor: str) -> State:
@@ -316,56 +328,6 @@ def end(
     return state
 
 
-def reap(db: Session) -> int:
-    """Queues the jobs of workers that are gone again. Returns how many; commit at once.
-
-    In two steps, so that a worker has time to renew: a lease that ran out makes its attempt suspect,
-    a suspect that stays silent is lost. After an outage of the database every lease looks run out: so
-    nothing is reaped within a lease of the server's start, and while most of the running attempts are
-    suspect at once they get another lease's time.
-    """
-    mine = (
-        db.connection().execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": REAPER_LOCK}).scalar()
-    )
-    lease = settings().lease_seconds
-    up = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")
-    if not mine or float(db.connection().execute(up).scalar_one()) < lease:
-        return 0
-    patience = lease if mark_suspects(db, lease / 4) else 1.5 * settings().heartbeat_seconds
-    silent = text("""
-        SELECT a.id FROM attempts a
-         WHERE a.ended_at IS NULL AND a.suspect_since < clock_timestamp() - make_interval(secs => :patience)
-         ORDER BY a.job_id""")
-    lost = 0
-    for attempt_id in db.connection().execute(silent, {"patience": patience}).scalars().all():
-        held_by = select(Job).where(Job.attempt_id == attempt_id).with_for_update(skip_locked=True)
-        job = db.exec(held_by.execution_options(populate_existing=True)).first()
-        if job is not None and still_suspect(db, attempt_id):
-            close(db, job, Outcome.LOST, reason_code="lost", reason=settling.LOST, actor="reaper")
-            lost += 1
-    return lost
-
-
-def mark_suspects(db: Session, grace: float) -> bool:
-    """Marks the attempts whose lease ran out more than `grace` seconds ago. True: it looks like an outage."""
-    db.connection().execute(
-        text("""
-            UPDATE attempts SET suspect_since = clock_timestamp()
-             WHERE ended_at IS NULL AND suspect_since IS NULL
-               AND lease_expires_at < clock_timestamp() - make_interval(secs => :grace)"""),
-        {"grace": grace},
-    )
-    counted = text("SELECT count(suspect_since), count(*) FROM attempts WHERE ended_at IS NULL")
-    suspects, running = db.connection().execute(counted).one()
-    return suspects > 3 and suspects * 2 > running
-
-
-def still_suspect(db: Session, attempt_id: str) -> bool:
-    """Whether no renewal came between the reaper's look and its lock."""
-    suspect = select(Attempt.id).where(Attempt.id == attempt_id, col(Attempt.suspect_since).is_not(None))
-    return db.exec(suspect.with_for_update()).first() is not None
-
-
 # --- a person's verbs -------------------------------------------------------------------------------
 
 
@@ -385,6 +347,34 @@ def cancel(db: Session, job: Job, actor: str) -> Job:
         hand_out(db, job, actor)
     else:
         end(db, job, State.CANCELLED, actor, "cancelled", "It was cancelled.")
+    return job
+
+
+def stop(db: Session, job: Job, actor: str) -> Job:
+    """Asks the holder of a running training to end it here: evaluate, save, succeed. What does not train now
+    is cancelled; what it has stored is kept. Raises Refused after the end.
+    """
+    job = locked(db, job.id)
+    if job.state != State.RUNNING or job.kind != Kind.TRAIN or job.cancel_requested_at is not None:
+        return cancel(db, job, actor)
+    if job.stop_requested_at is None:
+        job.stop_requested_at = clock(db)
+        note(db, job, actor, "stop requested")
+    return job
+
+
+def prioritise(db: Session, job: Job, priority: int, actor: str) -> Job:
+    """Moves a job that waits or rests within the team's queue. Raises Refused."""
+    orders.require_priority(priority)
+    job = locked(db, job.id)
+    if job.state not in (State.QUEUED, State.PAUSED):
+        raise Refused(
+            f"{job.id} is {job.state}: only a job that waits has a priority.", code="job_does_not_wait"
+        )
+    if priority != job.priority:
+        told = f"priority {job.priority} → {priority}"
+        job.priority, job.rank_at = priority, job.created_at - PRIORITY_WEIGHT * priority
+        note(db, job, actor, told)
     return job
 
 
@@ -422,10 +412,14 @@ def resume(db: Session, job: Job, actor: str) -> Job:
     return job
 
 
-def retry(db: Session, job: Job, actor: str) -> Job:
-    """A new job for the same order, same seed. Raises Refused while this one may still succeed."""
+def retry(db: Session, job: Job, actor: str, checkpoint_id: str | None = None) -> Job:
+    """A new job for the same order, same seed. With a checkpoint of the old one it goes on from there, as if
+    that had never ended. Raises Refused while the old one may still succeed.
+    """
     if job.state not in FINAL:
         raise Refused(f"{job.id} is {job.state}; cancel it first.", code="job_is_not_final")
+    if checkpoint_id is not None:
+        return submit(db, orders.again(job, actor, checkpoints.to_resume(db, job, checkpoint_id).id))
     if job.kind == Kind.EXPORT:
         checkpoint = db.exec(select(Checkpoint).where(Checkpoint.id == job.checkpoint_id)).one()
         return submit_export(db, checkpoint=checkpoint, form=job.asked["form"], created_by=job.created_by)
@@ -468,14 +462,6 @@ def locked(db: Session, job_id: str) -> Job:
     """The job as it is now, locked until the commit."""
     fresh = select(Job).where(Job.id == job_id).with_for_update()
     return db.exec(fresh.execution_options(populate_existing=True)).one()
-
-
-def newest_step(db: Session, job_id: str) -> int:
-    """The step of the job's newest stored checkpoint; 0: there is none."""
-    newest = select(func.max(Checkpoint.step)).where(
-        Checkpoint.job_id == job_id, col(Checkpoint.deleted_at).is_(None)
-    )
-    return db.exec(newest).one() or 0
 
 
 def note(db: Session, job: Job, actor: str, reason: str) -> None:

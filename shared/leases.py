@@ -21,6 +21,8 @@ class Orders:
     cancel: bool = False
     pause: bool = False
     drain: bool = False
+    stop: bool = False
+    overdue: bool = False  # it has run for longer than it may
 
 
 def renew(db: Session, lease_id: str) -> Orders | None:
@@ -35,13 +37,16 @@ def renew(db: Session, lease_id: str) -> Orders | None:
          WHERE a.lease_id = :lease AND a.ended_at IS NULL
            AND j.id = a.job_id AND j.attempt_id = a.id AND w.id = a.worker_id
         RETURNING j.cancel_requested_at IS NOT NULL AS cancel, j.pause_requested_at IS NOT NULL AS pause,
-                  w.draining_at IS NOT NULL AS drain""")
+                  w.draining_at IS NOT NULL AS drain, j.stop_requested_at IS NOT NULL AS stop,
+                  coalesce(j.max_run_seconds < (
+                      SELECT extract(epoch FROM sum(coalesce(o.ended_at, clock_timestamp()) - o.started_at))
+                        FROM attempts o WHERE o.job_id = j.id), false) AS overdue""")
     row = (
         db.connection()
         .execute(renewed, {"lease": lease_id, "seconds": settings().lease_seconds})
         .one_or_none()
     )
-    return Orders(row.cancel, row.pause, row.drain) if row else None
+    return Orders(row.cancel, row.pause, row.drain, row.stop, row.overdue) if row else None
 
 
 def held(db: Session, lease_id: str) -> Attempt | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from shared import base_models, datasets, sampling
+from shared import base_models, datasets, resources, sampling
 from shared import recipe as recipes
 from shared.errors import Refused
 from shared.ids import new_id
@@ -26,7 +26,8 @@ PREFIXES = {
 LIGHT = (Kind.IMPORT, Kind.EXPORT)
 HIGHEST_PRIORITY = 100
 LONGEST_NAME = 200
-MOST_PROCESSES = 16  # of one job on one worker
+SHORTEST_RUN, LONGEST_RUN = 60, 365 * 86_400  # seconds
+NEWER = ("needs", "max_run_seconds", "resume_checkpoint_id")  # fields that older fingerprints lack
 CHAT = "/v1/chat/completions"
 
 ImportNeeded = Callable[[BaseModel], Job]
@@ -59,6 +60,9 @@ class Order:
     retry_of: str | None = None
     asked: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
+    needs: dict[str, int] = field(default_factory=dict)  # gpus, gpu_memory_gb, cpus: see shared.resources
+    max_run_seconds: int | None = None  # the team's where none is given
+    resume_checkpoint_id: str | None = None  # another job's, whose training it goes on with
     param: str = ""
 
 
@@ -73,6 +77,7 @@ class Accepted:
 def fingerprint(order: Order) -> str:
     """SHA-256 of what is asked, whoever asks: the same key with another fingerprint is refused."""
     body = {k: v for k, v in asdict(order).items() if k not in ("created_by", "actor", "param")}
+    body = {k: v for k, v in body.items() if v or k not in NEWER}
     return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -93,13 +98,12 @@ def accept(db: Session, order: Order, import_needed: ImportNeeded) -> Accepted:
 
 def blank(order: Order) -> Job:
     """A job with what every kind has."""
-    if not -HIGHEST_PRIORITY <= order.priority <= HIGHEST_PRIORITY:
-        raise Refused(f"The priority goes from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}.", param="priority")
+    require_priority(order.priority)
+    require_run_time(order.max_run_seconds)
     if len(order.name) > LONGEST_NAME:
         raise Refused(
             f"The name has {len(order.name)} characters; {LONGEST_NAME} are the most.", param="name"
         )
-    require_processes(order.processes)
     if order.seed is not None and not 0 <= order.seed < 2**31:
         raise Refused("The seed is a whole number from 0 to 2147483647.", param="seed")
     return Job(
@@ -112,20 +116,25 @@ def blank(order: Order) -> Job:
         seed=secrets.randbelow(2**31) if order.seed is None else order.seed,
         labels=order.labels,
         priority=order.priority,
-        resources={"processes": order.processes},
+        resources=resources.checked(order.needs | {"processes": order.processes}),
+        max_run_seconds=order.max_run_seconds,
+        resume_checkpoint_id=order.resume_checkpoint_id,
         schedule_id=order.schedule_id,
         retry_of=order.retry_of,
         created_by=order.created_by,
     )
 
 
-def require_processes(count: Any) -> None:
-    """Refuses a number of processes that no job may have."""
-    if not isinstance(count, int) or not 1 <= count <= MOST_PROCESSES:
-        raise Refused(
-            f"The processes are a whole number from 1 to {MOST_PROCESSES}; {count} is not.",
-            param="resources.processes",
-        )
+def require_priority(priority: int) -> None:
+    """Refuses a priority out of bounds."""
+    if not -HIGHEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
+        raise Refused(f"The priority goes from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}.", param="priority")
+
+
+def require_run_time(seconds: int | None) -> None:
+    """Refuses a longest run time out of bounds."""
+    if seconds is not None and not SHORTEST_RUN <= seconds <= LONGEST_RUN:
+        raise Refused("The longest run time goes from one minute to 365 days.", param="max_run_seconds")
 
 
 def accept_training(db: Session, order: Order, job: Job, import_needed: ImportNeeded) -> Accepted:
@@ -344,8 +353,10 @@ def use_file(db: Session, order: Order) -> str:
     return file.id
 
 
-def again(job: Job, actor: str) -> Order:
-    """The order that this job was, to be submitted once more with the same seed."""
+def again(job: Job, actor: str, resume_checkpoint_id: str | None = None) -> Order:
+    """The order that this job was, to be submitted once more with the same seed; where it goes on with another
+    training, that one too.
+    """
     return Order(
         team_id=job.team_id,
         kind=job.kind,
@@ -361,6 +372,9 @@ def again(job: Job, actor: str) -> Order:
         labels=job.labels,
         priority=job.priority,
         processes=job.resources.get("processes", 1),
+        needs={name: value for name, value in job.resources.items() if name != "processes"},
+        max_run_seconds=job.max_run_seconds,
+        resume_checkpoint_id=resume_checkpoint_id,
         created_by=job.created_by,
         actor=actor,
         retry_of=job.id,

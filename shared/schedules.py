@@ -16,7 +16,7 @@ from cronsim import CronSim, CronSimError
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
-from shared import base_models, datasets, jobs, orders
+from shared import base_models, datasets, jobs, resources
 from shared import recipe as recipes
 from shared.errors import NotFound, Refused
 from shared.leases import clock
@@ -160,7 +160,7 @@ def checked_order(db: Session, team_id: str, dataset_id: str, order: dict[str, A
         raise Refused(f"Unrecognized field «{min(unknown)}».", param=min(unknown), code="unknown_parameter")
     recipe = recipes.get(order.get("recipe") or "")
     resolve(recipe, order.get("hyperparameters") or {})
-    orders.require_processes(order.get("processes") or 1)
+    resources.checked({"processes": order.get("processes") or 1})
     base_models.find(db, team_id, order.get("base_model") or recipe.default_base_model)
     return order
 

@@ -50,6 +50,12 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(
         30, ge=0, description="Pause after a first crash; doubled after each further one."
     )
+    hang_seconds: float = Field(
+        600,
+        gt=0,
+        description="A training that makes no step for longer, and for 20 times its usual step, is ended; other"
+        " jobs have three times as long.",
+    )
     session_hours: float = Field(24 * 7, gt=0, description="Longest time signed in.")
     download_minutes: float = Field(15, gt=0, description="How long a download link is good.")
     allow_hub: bool = Field(False, description="Base models may be fetched from a hub by id.")

@@ -23,6 +23,12 @@ from shared.tables import (
 LOST = "The worker went silent: it was killed, cut off or frozen."
 
 
+def stopped(step: int) -> str:
+    """The sentence for a job that was to stop and could not end properly."""
+    kept = f"The checkpoint of step {step:,} is kept." if step else "There was no checkpoint yet."
+    return f"It was stopped. {kept}"
+
+
 def why(job: Job) -> str:
     """The sentence for a job that waited for this one, which has not succeeded."""
     what = "The import of its base model" if job.base_model_id else "The import of its dataset"

@@ -6,9 +6,11 @@ from datetime import timedelta
 from sqlalchemy import func, text
 from sqlmodel import Session, col, select
 
+from shared import ranking, resources
+from shared.errors import NotFound
 from shared.leases import clock
 from shared.settings import settings
-from shared.tables import Slot, Worker
+from shared.tables import Job, Slot, Worker
 
 SILENT_HEARTBEATS = 6
 
@@ -28,11 +30,27 @@ def beat(db: Session, worker_id: str, note: str = "") -> bool:
     return True
 
 
-def drain(db: Session, worker_id: str) -> None:
-    """The worker takes no more jobs; its attempts checkpoint and are given back."""
-    worker = db.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).one_or_none()
-    if worker is not None:
-        worker.draining_at = worker.draining_at or clock(db)
+def drain(db: Session, worker_id: str) -> Worker:
+    """The worker takes no more jobs; its attempts checkpoint and are given back. Raises NotFound."""
+    worker = locked(db, worker_id)
+    worker.draining_at = worker.draining_at or clock(db)
+    return worker
+
+
+def undrain(db: Session, worker_id: str) -> Worker:
+    """A drained worker takes jobs again. Raises NotFound."""
+    worker = locked(db, worker_id)
+    worker.draining_at = None
+    return worker
+
+
+def locked(db: Session, worker_id: str) -> Worker:
+    """The worker's row until the commit. Raises NotFound."""
+    row = select(Worker).where(Worker.id == worker_id).with_for_update()
+    worker = db.exec(row.execution_options(populate_existing=True)).one_or_none()
+    if worker is None:
+        raise NotFound("worker", worker_id)
+    return worker
 
 
 def stop(db: Session, worker_id: str) -> None:
@@ -51,12 +69,43 @@ def alive(db: Session) -> Sequence[Worker]:
     ).all()
 
 
+def takers(db: Session) -> list[Worker]:
+    """The live workers that take jobs."""
+    return [w for w in alive(db) if w.draining_at is None and not w.note]
+
+
+def taken(db: Session, slot: Slot | str, worker_ids: Sequence[str]) -> dict[str, int]:
+    """{worker: slots of that class that attempts occupy there}."""
+    counted = text("""
+        SELECT worker_id, sum(jsonb_array_length(slots)) AS slots FROM attempts
+         WHERE ended_at IS NULL AND slots ->> 0 = :slot AND worker_id = ANY(:workers) GROUP BY worker_id""")
+    rows = db.connection().execute(counted, {"slot": str(slot), "workers": list(worker_ids)})
+    found = {row.worker_id: int(row.slots) for row in rows}
+    return {worker_id: found.get(worker_id, 0) for worker_id in worker_ids}
+
+
 def free_slots(db: Session, slot: Slot | str, besides: str = "") -> int:
     """Slots of that class that no attempt occupies, on live workers that take jobs, but for one worker."""
-    counted = text("""
-        SELECT w.id, count(a.id) AS taken FROM workers w
-          LEFT JOIN attempts a ON a.worker_id = w.id AND a.ended_at IS NULL AND a.slots ->> 0 = :slot
-         WHERE w.id = ANY(:workers) GROUP BY w.id""")
-    takers = {w.id: w for w in alive(db) if w.draining_at is None and not w.note and w.id != besides}
-    rows = db.connection().execute(counted, {"slot": str(slot), "workers": list(takers)}).all()
-    return sum(max(0, takers[row.id].slots.get(str(slot), 0) - row.taken) for row in rows)
+    known = [w for w in takers(db) if w.id != besides]
+    busy = taken(db, slot, [w.id for w in known])
+    return sum(max(0, w.slots.get(str(slot), 0) - busy[w.id]) for w in known)
+
+
+def place(db: Session, worker_id: str, slot: Slot | str) -> ranking.Place | None:
+    """What a job of that slot class finds on the worker; None: it takes no job now."""
+    worker = db.exec(
+        select(Worker).where(Worker.id == worker_id).execution_options(populate_existing=True)
+    ).one_or_none()
+    if worker is None or worker.draining_at is not None:
+        return None
+    has = resources.offer(worker, slot)
+    free = has.slots - taken(db, slot, [worker_id])[worker_id]
+    return ranking.Place(has, free) if free > 0 else None
+
+
+def roomiest(db: Session, job: Job) -> str | None:
+    """The worker that could hold the job and has the most slots free for it."""
+    able = [w for w in takers(db) if resources.fits(job.resources, resources.offer(w, job.slot))]
+    busy = taken(db, job.slot, [w.id for w in able])
+    room = {w.id: resources.offer(w, job.slot).slots - busy[w.id] for w in able}
+    return min(room, key=lambda worker_id: (-room[worker_id], worker_id), default=None)

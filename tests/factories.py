@@ -163,12 +163,12 @@ def a_job(db: Session, team: Team, kind: Kind = Kind.TRAIN, **fields: Any) -> Jo
 
 
 def a_worker(db: Session, **fields: Any) -> Worker:
-    """A worker that offers one slot of each class."""
+    """A worker that offers slots of each class to spare."""
     row: dict[str, Any] = {
         "host": "test",
         "pid": next(_numbers),
         "version": "0",
-        "slots": {"compute": 1, "light": 1},
+        "slots": {"compute": 100, "light": 1000},
     } | fields
     return stored(db, Worker(**row))
 

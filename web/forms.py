@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import Refused
-from shared.orders import MOST_PROCESSES
 from shared.recipe import Recipe
+from shared.resources import MOST_PROCESSES
 from shared.spec import Spec, resolve
 
 TRUE = {"on", "true", "1", "yes"}

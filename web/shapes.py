@@ -4,7 +4,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.orders import MOST_PROCESSES
+from shared.resources import MOST_PROCESSES
 from web.wire import Paging, Request
 
 Order = Literal["asc", "desc"]

@@ -25,20 +25,24 @@ ASKED = {
     "cancel": Ending(Outcome.CANCELLED, "cancelled", "It was cancelled."),
     "pause": Ending(Outcome.RELEASED, "pause", "Paused."),
     "drain": Ending(Outcome.RELEASED, "drain", "The worker was asked to stop."),
-    "hang": Ending(Outcome.CRASHED, "hang", "It said nothing for too long and was stopped."),
+    "stop": Ending(Outcome.CANCELLED, "stopped", "It was stopped."),
+    "hang": Ending(
+        Outcome.CRASHED, "hang", "It made no progress for much longer than a step takes, and was stopped."
+    ),
 }
 
 
-def unstarted(asked: str) -> Ending:
+def unstarted(word: str, job: Job) -> Ending:
     """Of an attempt that did nothing. A cancelled job goes back: an earlier attempt may have answered something."""
-    return replace(ASKED[asked], outcome=Outcome.RELEASED)
+    ending = asked(word, job)
+    return ending if ending.outcome == Outcome.FAILED else replace(ending, outcome=Outcome.RELEASED)
 
 
 @dataclass(frozen=True)
 class Circumstances:
     """What was known when the trainer ended."""
 
-    asked: str | None = None  # cancel, pause, drain, hang
+    asked: str | None = None  # cancel, overdue, pause, drain, stop, hang
     error: dict[str, Any] | None = None  # the data of its last error event
     zygote_died: bool = False
     memory_kills: int = 0  # by the kernel on this machine meanwhile
@@ -48,11 +52,12 @@ class Circumstances:
 def read(code: int, job: Job, known: Circumstances) -> Ending:
     """The ending that an exit code (negative: a signal) stands for."""
     if code == DONE:
-        return Ending(Outcome.SUCCEEDED)
-    if code in (USER_ERROR, OUT_OF_MEMORY, DIVERGED) and known.asked in (None, "hang"):
+        early = ("stopped_early", "It was stopped early, as asked.") if known.asked == "stop" else ()
+        return Ending(Outcome.SUCCEEDED, *early)
+    if code in (USER_ERROR, OUT_OF_MEMORY, DIVERGED) and known.asked in (None, "stop", "hang"):
         return users_to_mend(code, job, known.error or {})
     if known.asked:
-        return ASKED[known.asked]
+        return asked(known.asked, job)
     if code == STOPPED:
         return Ending(Outcome.RELEASED, "stopped", "The trainer was stopped from outside.")
     if code == DISK_FULL:
@@ -60,6 +65,23 @@ def read(code: int, job: Job, known: Circumstances) -> Ending:
     if known.zygote_died:
         return Ending(Outcome.RELEASED, "zygote", "The process that forks trainers died on the worker.")
     return crashed(code, known)
+
+
+def asked(word: str, job: Job) -> Ending:
+    """The ending of an attempt that did as it was asked."""
+    if word == "overdue":
+        told = f"It took longer than {span(job.max_run_seconds or 0)}, the longest that it may run."
+        return Ending(Outcome.FAILED, "max_run_time", told, "max_run_seconds")
+    return ASKED[word]
+
+
+def span(seconds: int) -> str:
+    """«2 h», «1 h 30 min», «45 min», «90 s»."""
+    hours, rest = divmod(seconds, 3600)
+    if seconds < 600 and rest % 60:
+        return f"{seconds} s"
+    words = [f"{hours} h"] if hours else []
+    return " ".join([*words, *([f"{rest // 60} min"] if rest >= 60 or not words else [])])
 
 
 def users_to_mend(code: int, job: Job, error: dict[str, Any]) -> Ending:

@@ -57,8 +57,8 @@ def brief(trip: "Trip") -> dict[str, Any]:
         "seed": job.seed,
         "columns": job.columns,
         "cache": str(machine.cache.prepared(job.team_id)),
-        "device": machine.device(job.slot, trip.index),
-        "threads": machine.threads,
+        "device": machine.device(job.slot, trip.indices),
+        "threads": machine.threads * len(trip.indices),
         "processes": job.resources.get("processes", 1),
     }
     if job.kind not in BRIEFS:
@@ -79,7 +79,7 @@ def training(trip: "Trip") -> dict[str, Any]:
         if valid is not None:
             datasets.check(valid, recipe, columns, param="validation_file")
         facts = card(db, job, start.base, train)
-        stored = checkpoints.of(db, job.id)
+        stored = checkpoints.to_go_on_from(db, job)
         if columns != job.columns and (own := leases.held_job(db, trip.lease_id)):
             own.columns = columns
     return {

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared import migrate, workers
 from shared.db import transaction
+from shared.errors import NotFound
 from shared.ids import new_id
 from shared.settings import settings
 from shared.tables import Slot, Worker
@@ -86,6 +87,7 @@ class Machine:
             version=version("burnish"),
             slots={str(slot): count for slot, count in self.counts.items()},
             devices=self.devices,
+            cpus=len(os.sched_getaffinity(0)),
             sandbox=sandbox_facts(),
         )
         with self._registering, transaction() as db:
@@ -126,8 +128,8 @@ class Machine:
         try:
             with transaction() as db:
                 workers.drain(db, self.id)
-        except AWAY as away:
-            log.warning("The database is away; the drain is not noted: %s", away)
+        except (*AWAY, NotFound) as away:
+            log.warning("The drain is not noted: %s", away)
 
     def stop(self) -> None:
         """The process ends: waits for what runs in threads of its own."""
@@ -222,11 +224,13 @@ class Machine:
             del self.trips[trip.lease_id]
 
     # --- this machine --------------------------------------------------------------------------------
-    def device(self, slot: Slot, index: int) -> str:
-        """What a trainer in that slot computes on."""
-        if slot is Slot.COMPUTE and self.devices:
-            return f"cuda:{index % len(self.devices)}"
-        return "cpu"
+    def device(self, slot: Slot, indices: Sequence[int]) -> str:
+        """What a trainer in those slots computes on: their GPUs, with commas between them."""
+        if slot is not Slot.COMPUTE or not self.devices:
+            return "cpu"
+        there, slots = len(self.devices), max(1, self.counts[slot])
+        owned = [gpu for index in indices for gpu in range(index % there, there, slots)]
+        return ",".join(f"cuda:{gpu}" for gpu in dict.fromkeys(owned))
 
     def remove_stale(self) -> None:
         """Removes the attempt folders that a worker left behind when it was killed.

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -38,8 +40,12 @@ REPORT_SECONDS = 1.0
 ATTENTION_SECONDS = 2.0  # a cancel is heard at the next renewal
 GRACE_SECONDS = 90.0  # for a checkpoint after SIGTERM, then SIGKILL
 OUT_OF_CONTACT_SECONDS = 900.0  # without the database, then the trainer is stopped
-SILENT_SECONDS = {Kind.TRAIN: 600.0}
-SILENT_OTHERWISE = 1800.0
+HANGING_STEPS = 20  # times the usual step without a word
+OTHERS_PATIENCE = 3  # what does not train speaks less often
+PACES = 101  # steps from which the usual one is told
+SLOTS_SECONDS = 10.0  # for the further slots of a wide job
+WORDS = ("cancel", "overdue", "pause", "drain", "stop")  # of a renewal's answer, the first one counts
+PATIENT = (None, "stop")
 OUTPUT_LINES = 200
 TOLD_BY_A_STAGE = ("detail", "done", "total", "rows_per_second", "tokens_per_second", "eta_seconds")
 
@@ -60,17 +66,18 @@ class Trip:
     job: Job
     attempt: Attempt
     folder: Path
-    index: int  # of its slot
+    indices: list[int]  # of its slots
     store: Store
     tail: Tail
     trainer: "Trainer | None" = None
     over: threading.Event = field(default_factory=threading.Event)
-    asked: str | None = None  # cancel, pause, drain, hang
+    asked: str | None = None  # cancel, overdue, pause, drain, stop, hang
     renewed_at: float = field(default_factory=time.monotonic)
     stored_at: float = 0.0
     reported_at: float = 0.0
     heard_at: float = field(default_factory=time.monotonic)
-    longest_silence: float = 0.0
+    paces: deque[float] = field(default_factory=lambda: deque(maxlen=PACES))  # seconds between steps
+    stepped_at: float | None = None
     away: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
     stage: str = "fetching"
@@ -90,11 +97,27 @@ def run_next(machine: "Machine", slot: Slot, index: int) -> bool:
         job = db.get_one(Job, attempt.job_id) if attempt else None
     if attempt is None or job is None:
         return False
+    more = machine.slots.take_more(slot, len(attempt.slots) - 1, SLOTS_SECONDS)
+    if more is None:
+        with transaction() as db:
+            jobs.release(db, attempt.lease_id, "Another worker of the same machine keeps its slots.")
+        return False
+    try:
+        travel(machine, job, attempt, [index, *more])
+    finally:
+        for other in more:
+            machine.slots.give_back(slot, other, None)
+            machine.look_soon(slot)
+    return True
+
+
+def travel(machine: "Machine", job: Job, attempt: Attempt, indices: list[int]) -> None:
+    """The attempt in a folder of its own, which is gone afterwards."""
     folder = machine.attempts / attempt.lease_id
     folder.mkdir(parents=True)
     held = lock(folder / "lock")  # says that the folder is not a dead worker's
     trip = Trip(
-        machine, job, attempt, folder, index, Store(job, attempt, folder), Tail(folder / "events.jsonl")
+        machine, job, attempt, folder, indices, Store(job, attempt, folder), Tail(folder / "events.jsonl")
     )
     trip.progress = job.progress | ({"step": attempt.start_step} if "step" in job.progress else {})
     try:
@@ -108,7 +131,6 @@ def run_next(machine: "Machine", slot: Slot, index: int) -> bool:
         remove(folder)
         if held is not None:
             os.close(held)
-    return True
 
 
 def go(trip: Trip) -> None:
@@ -133,7 +155,7 @@ def go(trip: Trip) -> None:
     except LeaseLost:
         log.warning("The lease of %s on %s is lost; what it did is dropped", trip.attempt.id, trip.job.id)
     except Asked:
-        finish(trip, exits.unstarted(trip.asked or "drain"))
+        finish(trip, exits.unstarted(trip.asked or "drain", trip.job))
     except Refused as no:
         finish(trip, Ending(Outcome.FAILED, no.code, no.message, no.param), results.refused(no))
     except (storage.Away, storage.Corrupt, OSError) as away:
@@ -193,15 +215,19 @@ def fork(trip: Trip) -> "Trainer":
 
 def watch(trip: Trip, trainer: "Trainer") -> int:
     """Attends the trainer to its end; returns its exit code. Passes on what is asked of it."""
-    kill_at = float("inf")
+    kill_at, sufficed = float("inf"), False
     trip.heard_at = time.monotonic()
     while (code := trainer.poll()) is None:
         with suppress(TimeoutError):
             trainer.wait(TURN_SECONDS)
         beat(trip)
-        if trip.asked is None and is_silent(trip):
+        if trip.asked in PATIENT and is_silent(trip):
             trip.asked = "hang"
-        if trip.asked and kill_at == float("inf"):
+        if trip.asked == "stop":
+            if not sufficed:
+                trainer.suffice()
+                sufficed = True
+        elif trip.asked and kill_at == float("inf"):
             trainer.terminate()
             kill_at = time.monotonic() + GRACE_SECONDS
         if time.monotonic() > kill_at:
@@ -212,9 +238,10 @@ def watch(trip: Trip, trainer: "Trainer") -> int:
 
 
 def is_silent(trip: Trip) -> bool:
-    """Whether it has said nothing for so long that it must hang."""
-    limit = max(SILENT_SECONDS.get(trip.job.kind, SILENT_OTHERWISE), 20 * trip.longest_silence)
-    return time.monotonic() - trip.heard_at > limit
+    """Whether it has done nothing for so long that it must hang."""
+    least = settings().hang_seconds * (1 if trip.job.kind == Kind.TRAIN else OTHERS_PATIENCE)
+    pace = statistics.median(trip.paces) if trip.paces else 0.0
+    return time.monotonic() - trip.heard_at > max(least, HANGING_STEPS * pace)
 
 
 def beat(trip: Trip, *, to_the_end: bool = False) -> bool:
@@ -225,7 +252,7 @@ def beat(trip: Trip, *, to_the_end: bool = False) -> bool:
     """
     moment = time.monotonic()
     if trip.machine.draining.is_set():
-        trip.asked = trip.asked or "drain"
+        ask(trip, "drain")
     if trip.store.lease_lost:
         raise LeaseLost
     try:
@@ -251,8 +278,13 @@ def renew(trip: Trip) -> None:
     if asked is None:
         raise LeaseLost
     trip.renewed_at, trip.away = time.monotonic(), False
-    word = next((w for w in ("cancel", "pause", "drain") if getattr(asked, w)), None)
-    trip.asked = trip.asked or word
+    ask(trip, next((word for word in WORDS if getattr(asked, word)), None))
+
+
+def ask(trip: Trip, word: str | None) -> None:
+    """Notes what the attempt is to do; only a stop, which takes its time, gives way to something else."""
+    if trip.asked in PATIENT and word:
+        trip.asked = word
 
 
 def store_events(trip: Trip) -> bool:
@@ -289,13 +321,17 @@ def notice(trip: Trip, event: dict[str, Any]) -> None:
     """What a line means for the attempt. Hearing a line twice does no harm."""
     data = event["data"]
     moment = time.monotonic()
-    trip.longest_silence, trip.heard_at = max(trip.longest_silence, moment - trip.heard_at), moment
+    if event["type"] != EventType.LOG:  # words are no work
+        trip.heard_at = moment
     if event["type"] == EventType.STAGE and data.get("stage"):
         trip.stage = str(data["stage"])[:100]
         kept = {k: v for k, v in trip.progress.items() if k not in ("detail", "done", "total")}
         trip.progress = kept | {k: data[k] for k in TOLD_BY_A_STAGE if k in data}
     elif event["type"] == EventType.STEP:
         trip.progress = trip.progress | data | {"step": event["step"]}
+        if trip.stepped_at is not None:
+            trip.paces.append(moment - trip.stepped_at)
+        trip.stepped_at = moment
     elif event["type"] == EventType.ERROR:
         trip.error = data
 

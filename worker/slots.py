@@ -3,6 +3,7 @@
 import fcntl
 import os
 import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -33,6 +34,22 @@ class Slots:
                     self._locks[slot, index] = handle
                     return index
         return None
+
+    def take_more(self, slot: Slot, count: int, seconds: float) -> list[int] | None:
+        """The indices of that many further slots; None where they do not get free in that time: somebody looks
+        there just now and will find nothing, but another worker of this home may keep them.
+        """
+        deadline, got = time.monotonic() + seconds, []
+        while len(got) < count:
+            if (index := self.take(slot)) is not None:
+                got.append(index)
+            elif time.monotonic() > deadline:
+                for index in got:
+                    self.give_back(slot, index, None)
+                return None
+            else:
+                time.sleep(0.02)
+        return got
 
     def give_back(self, slot: Slot, index: int, asked: int | None) -> bool:
         """Frees the slot, unless somebody asked for one since `asked` was read (then False)."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 
-from shared import jobs, queue, ranking, schedules, storage, workers
+from shared import queue, ranking, reaper, schedules, storage, workers
 from shared.db import transaction
 from shared.tables import Slot
 from worker import janitor
@@ -79,7 +79,7 @@ def sweep() -> None:
     """Queues the jobs of lost workers again, and wakes as many slots as there are jobs and free slots."""
     try:
         with transaction() as db:
-            lost = jobs.reap(db)
+            lost = reaper.reap(db)
         if lost:
             log.warning("%d attempts were lost; their jobs are queued again", lost)
         with transaction() as db:

@@ -64,6 +64,12 @@ class Trainer:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
+    def suffice(self) -> None:
+        """Tell it that what it has trained is enough: it evaluates, saves and ends."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR1)
+
     def kill(self) -> None:
         """End it and everything that it started, at once."""
         if self.poll() is None:

@@ -31,11 +31,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index(op.f("ix_caps_team_id"), "caps", ["team_id"])
-    one = {"unique": True}
     op.create_index(
-        "caps_of_team", "caps", ["slot", "team_id"], **one, postgresql_where=sa.text("team_id IS NOT NULL")
+        "caps_of_team",
+        "caps",
+        ["slot", "team_id"],
+        unique=True,
+        postgresql_where=sa.text("team_id IS NOT NULL"),
     )
-    op.create_index("caps_of_all", "caps", ["slot"], **one, postgresql_where=sa.text("team_id IS NULL"))
+    op.create_index("caps_of_all", "caps", ["slot"], unique=True, postgresql_where=sa.text("team_id IS NULL"))
     op.add_column("teams", sa.Column("max_run_seconds", sa.Integer(), nullable=True))
     op.add_column("jobs", sa.Column("max_run_seconds", sa.Integer(), nullable=True))
     op.add_column("jobs", sa.Column("stop_requested_at", sa.DateTime(timezone=True), nullable=True))

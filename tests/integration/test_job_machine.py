@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
-from shared import jobs
+from shared import jobs, reaper
 from shared.db import engine
 from shared.errors import Refused
 from shared.settings import settings as environment
@@ -95,7 +95,7 @@ class Life(RuleBasedStateMachine):
         long_ago = jobs.clock(self.db) - timedelta(hours=1)
         lapsed = update(Attempt).where(col(Attempt.id) == attempt.id, col(Attempt.ended_at).is_(None))
         self.db.exec(lapsed.values(lease_expires_at=long_ago, suspect_since=long_ago))
-        lost = jobs.reap(self.db)
+        lost = reaper.reap(self.db)
         assert lost == (attempt.lease_id not in self.dead)
         if lost:
             self.dead.append(attempt.lease_id)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text, update
 from sqlmodel import col, select
 
-from shared import checkpoints, jobs, settling
+from shared import checkpoints, jobs, reaper, settling
 from shared.db import transaction
 from shared.errors import Refused
 from shared.jobs import Order
@@ -82,11 +82,11 @@ def a_server_up_for_long(monkeypatch):
 
 def reap_all(db):
     """Two sweeps, with the patience between them passed."""
-    first = jobs.reap(db)
+    first = reaper.reap(db)
     for attempt in db.exec(select(Attempt).where(col(Attempt.suspect_since).is_not(None))):
         db.refresh(attempt)
         age(db, attempt, 3600)
-    return first + jobs.reap(db)
+    return first + reaper.reap(db)
 
 
 # --- submit -----------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_a_lost_lease_queues_the_job_again(db, team, worker, a_server_up_for_lon
     job = a_light_job(db, team)
     attempt = claimed(db, worker.id, "light")
     age(db, attempt, 100)
-    assert jobs.reap(db) == 0  # a suspect at first
+    assert reaper.reap(db) == 0  # a suspect at first
     db.refresh(attempt)
     assert attempt.suspect_since
     assert reap_all(db) == 1
@@ -304,7 +304,7 @@ def test_a_renewal_clears_the_suspicion(db, team, worker, a_server_up_for_long):
     a_light_job(db, team)
     attempt = claimed(db, worker.id, "light")
     age(db, attempt, 100)
-    jobs.reap(db)
+    reaper.reap(db)
     assert jobs.renew(db, attempt.lease_id) == jobs.Orders()
     assert reap_all(db) == 0
 
@@ -342,11 +342,11 @@ def test_when_most_leases_run_out_at_once_the_reaper_waits_another_lease(db, tea
     for _ in range(5):
         a_light_job(db, team)
         age(db, claimed(db, worker.id, "light"), 100)
-    jobs.reap(db)
+    reaper.reap(db)
     time.sleep(0.05)  # longer than a heartbeat, shorter than a lease
-    assert jobs.reap(db) == 0
+    assert reaper.reap(db) == 0
     time.sleep(0.5)
-    assert jobs.reap(db) == 5
+    assert reaper.reap(db) == 5
 
 
 # --- the end ----------------------------------------------------------------------------------------

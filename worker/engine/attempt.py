@@ -55,7 +55,7 @@ class Attempt(BaseModel):
     valid: Path | None = None
     resume: Path | None = None
     cache: Path | None = None
-    device: str = "auto"
+    device: str = "auto"  # or several with commas between them: one for each process
     threads: int | None = None
     card: dict[str, Any] = {}
     requests: Path | None = None
@@ -96,15 +96,19 @@ class Attempt(BaseModel):
 
 
 class Stop:
-    """Listens for SIGTERM. Training ends after its step; anything else ends where it is."""
+    """Listens for SIGTERM: training ends after its step, anything else where it is; and for SIGUSR1: what was
+    trained so far is enough, so that the training is ended properly at this step.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.enough = False
         self.patient = False
 
     def listen(self) -> Stop:
-        """Take the signal over; call it in the main thread."""
+        """Take the signals over; call it in the main thread."""
         signal.signal(signal.SIGTERM, self.heard)
+        signal.signal(signal.SIGUSR1, self.heard_enough)
         return self
 
     @contextmanager
@@ -116,8 +120,14 @@ class Stop:
         if self.requested:
             sys.exit(STOPPED)
 
+    def heard_enough(self, *_: Any) -> None:
+        """The handler of SIGUSR1. Before the first step there is nothing to keep."""
+        self.enough = True
+        if not self.patient:
+            sys.exit(STOPPED)
+
     def heard(self, *_: Any) -> None:
-        """The signal's handler."""
+        """The handler of SIGTERM."""
         self.requested = True
         if not self.patient:
             sys.exit(STOPPED)

@@ -59,12 +59,15 @@ def go(run: Run, stop: Stop) -> int:
             look_around(run, stop, evaluate_at, save_at)
     if not run.ranks.first:
         return DONE
-    return leave(run) if word == LEAVE else finish(run)
+    return leave(run) if word == LEAVE else finish(run, stop)
 
 
 def next_move(run: Run, stop: Stop) -> int:
     """Whether there is another step to take."""
     if run.progress.step >= run.plan.total or patience_is_over(run):
+        return FINISH
+    if stop.enough and run.progress.step:
+        run.events.log(f"Stopped at step {run.progress.step} of {run.plan.total}, as asked.")
         return FINISH
     return LEAVE if stop.requested else GO_ON
 
@@ -85,8 +88,12 @@ def tell_training(run: Run) -> None:
     run.events.stage("training", done=run.progress.step, total=run.plan.total)
 
 
-def finish(run: Run) -> int:
-    """The last checkpoint, whole on the disk. Raises Diverged where its weights are no numbers."""
+def finish(run: Run, stop: Stop) -> int:
+    """The last checkpoint, whole on the disk, with scores also where the end came before its time. Raises
+    Diverged where its weights are no numbers.
+    """
+    if stop.enough and run.progress.judged_at != run.progress.step:
+        judge(run)
     run.events.stage("saving")
     save(run)
     if run.saved_step != run.progress.step:

@@ -23,9 +23,10 @@ OURS = "burnish.json"
 
 def device(attempt: Attempt, rank: int = 0) -> torch.device:
     """Where to compute. On a CPU also with how many threads: all, unless the attempt says, shared out among
-    its processes. Of GPUs each process has one, from the attempt's on. Raises Refused where they are too few.
+    its processes. Of GPUs each process has one: its own of those that the attempt names, or from the one that
+    it names on. Raises Refused where they are too few.
     """
-    name = attempt.device
+    name, *others = attempt.device.split(",")
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
@@ -39,7 +40,8 @@ def device(attempt: Attempt, rank: int = 0) -> torch.device:
             f"The job asks for {attempt.processes} processes, one on each GPU; this worker has {there}.",
             param="resources.processes",
         )
-    number = ((torch.device(name).index or 0) + rank) % there
+    own = torch.device([name, *others][rank % (1 + len(others))]).index or 0
+    number = own if others else (own + rank) % there
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
