@@ -14,7 +14,7 @@ import zipfile
 import pytest
 from sqlmodel import col, select
 
-from shared import checkpoints, datasets, events, jobs, shards, storage
+from shared import checkpoints, datasets, events, jobs, shards, storage, workers
 from shared.db import transaction
 from shared.errors import Refused
 from shared.jobs import Order
@@ -36,7 +36,7 @@ from shared.tables import (
 )
 from tests.factories import CHAT, a_base_model, a_dataset, a_file, a_team, tiny_causal_lm
 from tests.services import until
-from worker import janitor
+from worker import janitor, runner
 from worker.machine import Machine
 
 
@@ -202,6 +202,77 @@ def test_a_drained_worker_gives_its_job_back_with_a_checkpoint(team, tiny, machi
     assert (job.state, job.attempts) == (State.QUEUED, 0)
     assert attempts(job.id)[0].outcome == Outcome.RELEASED
     assert kept(job.id)
+
+
+def test_a_worker_that_is_drained_from_outside_gives_its_job_back_until_it_takes_jobs_again(team, tiny, machine):
+    job = submitted(team, tiny, epochs=100, checkpoints=1)
+    thread = in_background(machine)
+    until(lambda: steps(job.id), what="a step")
+    with transaction() as db:
+        workers.drain(db, machine.id)
+    thread.join(60)
+    assert (again(job.id).state, again(job.id).attempts) == (State.QUEUED, 0)
+    assert kept(job.id)
+    machine.look(Slot.COMPUTE)
+    assert len(attempts(job.id)) == 1
+    with transaction() as db:
+        workers.undrain(db, machine.id)
+        jobs.cancel(db, job, "somebody")
+
+
+def test_a_training_that_is_stopped_early_succeeds_with_scores_and_its_checkpoint(team, tiny, machine):
+    job = submitted(team, tiny, epochs=100, checkpoints=1, evaluations=1)
+    thread = in_background(machine)
+    until(lambda: steps(job.id), what="a step")
+    with transaction() as db:
+        jobs.stop(db, job, "somebody")
+    thread.join(60)
+    job = again(job.id)
+    assert (job.state, job.reason_code) == (State.SUCCEEDED, "stopped_early")
+    (last,) = kept(job.id)
+    assert 0 < last.step == job.progress["step"] < job.progress["total_steps"]
+    assert job.best_checkpoint_id == last.id
+    assert set(job.scores["tuned"]) == set(job.scores["base"]) != set()
+
+
+def test_a_training_that_takes_too_long_fails_and_another_goes_on_from_its_checkpoint(team, tiny, machine):
+    knobs = {"epochs": 40, "checkpoints": 1, "evaluations": 2}
+    undisturbed = submitted(team, tiny, **knobs)
+    machine.look(Slot.COMPUTE)
+    job = submitted(team, tiny, **knobs)
+    thread = in_background(machine)
+    until(lambda: steps(job.id), what="a step")
+    with transaction() as db:
+        db.get_one(Job, job.id).max_run_seconds = 0
+    thread.join(60)
+    failed = again(job.id)
+    assert (failed.state, failed.reason_code) == (State.FAILED, "max_run_time")
+    assert "took longer than" in failed.reason
+    (last,) = kept(job.id)
+    with transaction() as db:
+        db.get_one(Job, job.id).max_run_seconds = None
+        follows = jobs.retry(db, db.get_one(Job, job.id), "somebody", last.id)
+    machine.look(Slot.COMPUTE)
+    assert again(follows.id).state == State.SUCCEEDED
+    assert attempts(follows.id)[0].start_step == last.step
+    assert min(steps(follows.id)) == last.step + 1
+    assert weights(follows.id) == weights(undisturbed.id) != {}
+
+
+def test_a_frozen_trainer_is_ended_and_tried_again(team, tiny, machine, monkeypatch):
+    monkeypatch.setattr(settings(), "hang_seconds", 1.0)
+    monkeypatch.setattr(runner, "GRACE_SECONDS", 0.5)
+    job = submitted(team, tiny, epochs=100, checkpoints=1)
+    thread = in_background(machine)
+    until(lambda: len(steps(job.id)) > 2, what="steps")
+    os.kill(trainer_pid(machine), signal.SIGSTOP)
+    until(lambda: attempts(job.id)[0].ended_at, 60, "the attempt is ended")
+    first = attempts(job.id)[0]
+    assert (first.outcome, first.reason_code) == (Outcome.CRASHED, "hang")
+    monkeypatch.setattr(settings(), "hang_seconds", 600.0)
+    with transaction() as db:
+        jobs.cancel(db, job, "somebody")
+    thread.join(60)
 
 
 def test_what_is_wrong_with_the_data_fails_the_job_with_the_sentence(team, tiny, machine):
