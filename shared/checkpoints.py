@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
@@ -72,7 +73,11 @@ def to_go_on_from(db: Session, job: Job) -> list[Checkpoint]:
 
 def newest_step(db: Session, job: Job) -> int:
     """The step that its next attempt goes on from; 0: the beginning."""
-    return max((c.step for c in to_go_on_from(db, job)), default=0)
+    mine = (Checkpoint.job_id == job.id) | (Checkpoint.id == job.resume_checkpoint_id)
+    return (
+        db.exec(select(func.max(Checkpoint.step)).where(mine, col(Checkpoint.deleted_at).is_(None))).one()
+        or 0
+    )
 
 
 def to_resume(db: Session, job: Job, checkpoint_id: str) -> Checkpoint:
@@ -82,7 +87,25 @@ def to_resume(db: Session, job: Job, checkpoint_id: str) -> Checkpoint:
         raise Refused(
             f"{job.id} has no checkpoint «{checkpoint_id}».", param="checkpoint", code="not_found", status=404
         )
+    if found.manifest and not is_whole(found):
+        raise Refused(
+            f"Of the checkpoint of step {found.step} only the model is kept, not the state of its training. Start"
+            " a new job from it instead.",
+            param="checkpoint",
+        )
     return found
+
+
+def is_whole(checkpoint: Checkpoint) -> bool:
+    """Whether a training can go on from it, not only its model be used."""
+    return any(entry["name"].startswith("state/") for entry in checkpoint.manifest)
+
+
+def last(db: Session, job: Job) -> str:
+    """The id of the job's newest checkpoint. Raises Refused where it has none."""
+    if not (stored := of(db, job.id)):
+        raise Refused(f"{job.id} has no checkpoint to go on from.", param="checkpoint", code="no_checkpoint")
+    return stored[0].id
 
 
 def best(found: Sequence[Checkpoint], recipe: recipes.Recipe) -> Checkpoint | None:

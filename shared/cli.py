@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     stack_commands(commands)
     account_commands(commands)
+    queue_commands(commands)
     dataset_commands(commands)
     job_commands(commands)
     schedule_commands(commands)
@@ -76,10 +77,32 @@ def account_commands(commands: Any) -> None:
     add.add_argument("email")
     add.add_argument("--team", required=True, help="made where it is missing")
     add.add_argument("--role", choices=("viewer", "member", "owner"), default="owner", help="(%(default)s)")
+    add.add_argument(
+        "--operator", action="store_true", help="may drain workers and set caps; the first person is"
+    )
     token = group(commands, "token", "API tokens.")
     create = command(token, "create", "accounts:create_token", "Print a new API token of a team (last line).")
     create.add_argument("--team", required=True, help="made where it is missing")
     create.add_argument("--name", default="", help="to recognise it by")
+
+
+def queue_commands(commands: Any) -> None:
+    team = group(commands, "team", "Teams, and how much of the machines each may use.")
+    cap = command(
+        team, "cap", "queue:cap", "Set the most slots that a team, or --all together, may occupy at once."
+    )
+    cap.add_argument("team", nargs="?", help="its name or id")
+    cap.add_argument("--all", action="store_true", help="all teams together")
+    cap.add_argument("--compute", metavar="SLOTS", help="a number, or none")
+    cap.add_argument("--light", metavar="SLOTS", help="a number, or none")
+    command(team, "list", "queue:teams", "What each team occupies, may occupy and used within a day.")
+    workers = group(commands, "workers", "The workers that are alive.")
+    command(workers, "list", "queue:index", "Slots, devices, state and jobs of each.")
+    for name, says in (
+        ("drain", "It saves what it does, gives it back and takes no more jobs."),
+        ("undrain", "It takes jobs again."),
+    ):
+        command(workers, name, f"queue:{name}", says).add_argument("id")
 
 
 def dataset_commands(commands: Any) -> None:
@@ -101,6 +124,11 @@ def job_commands(commands: Any) -> None:
     submit.add_argument("--name", default="", help="becomes part of the fine-tuned model's name")
     submit.add_argument("--seed", type=int)
     submit.add_argument("--processes", type=int, help="train it together, each on a share of every step")
+    submit.add_argument("--gpus", type=int, help="that its worker must have")
+    submit.add_argument("--gpu-memory", type=int, metavar="GB", help="that each of them must have")
+    submit.add_argument("--cpus", type=int, help="cores that its worker must have")
+    submit.add_argument("--priority", type=int, help="from -100 to 100, within the team's queue")
+    submit.add_argument("--max-hours", type=float, help="then it is stopped, its checkpoint kept")
     submit.add_argument("--watch", action="store_true", help="stay until it has finished")
     submit.set_defaults(knobs=True)
     submit.epilog = (
@@ -136,8 +164,21 @@ def job_commands(commands: Any) -> None:
         ("watch", "Show a job's progress until it has finished."),
         ("show", "Show a job."),
         ("cancel", "Cancel a job; its checkpoints are kept."),
+        ("stop", "End a running training here: it is scored and saved, and has succeeded."),
+        ("pause", "Give a job's slot back; it keeps its place to go on from."),
+        ("resume", "Go on with a paused job."),
     ):
         command(job, name, f"jobs:{name}", says).add_argument("id")
+    priority = command(job, "priority", "jobs:priority", "Move a waiting job within the team's queue.")
+    priority.add_argument("id")
+    priority.add_argument(
+        "priority", type=int, help="from -100 to 100; a step is worth ten minutes of waiting"
+    )
+    retry = command(
+        job, "retry", "jobs:retry", "Submit an ended job again; prints the new one's id (last line)."
+    )
+    retry.add_argument("id")
+    retry.add_argument("--checkpoint", help="go on from it: its id, or last")
     command(job, "list", "jobs:index", "The newest jobs.").add_argument("--limit", type=int, default=20)
     download = command(
         job,

@@ -374,7 +374,7 @@ def again(job: Job, actor: str, resume_checkpoint_id: str | None = None) -> Orde
         processes=job.resources.get("processes", 1),
         needs={name: value for name, value in job.resources.items() if name != "processes"},
         max_run_seconds=job.max_run_seconds,
-        resume_checkpoint_id=resume_checkpoint_id,
+        resume_checkpoint_id=resume_checkpoint_id or job.resume_checkpoint_id,
         created_by=job.created_by,
         actor=actor,
         retry_of=job.id,
@@ -386,5 +386,6 @@ def using_checkpoints_of(db: Session, job_id: str) -> str | None:
     """The id of an unfinished job that starts from a checkpoint of that job, if any."""
     own = select(Checkpoint.id).where(Checkpoint.job_id == job_id)
     unfinished = (State.QUEUED, State.RUNNING, State.PAUSED)
-    waiting = select(Job.id).where(col(Job.checkpoint_id).in_(own), col(Job.state).in_(unfinished))
+    needs = col(Job.checkpoint_id).in_(own) | col(Job.resume_checkpoint_id).in_(own)
+    waiting = select(Job.id).where(needs, col(Job.state).in_(unfinished))
     return db.exec(waiting.limit(1)).first()

@@ -22,6 +22,7 @@ from shared.tables import Job, State
 
 WINDOW_SECONDS = 86_400
 LEAST_SECONDS = 60  # an attempt counts at least this much, so that teams alternate at once
+MOST_COUNTED = 10_000  # jobs of a team before one of its own
 PATIENCE_SECONDS = 600  # after which a wide job whose turn it is has a worker's slots kept free for it
 ANY = Offer(slots=1_000_000, gpus=1_000_000, gpu_bytes=2**62)  # for the order alone
 
@@ -34,6 +35,15 @@ HELD = """
     SELECT a.team_id, sum(jsonb_array_length(a.slots)) AS slots
       FROM attempts a WHERE a.ended_at IS NULL AND a.slots ->> 0 = :slot GROUP BY a.team_id"""
 
+USED = """
+    SELECT a.team_id, sum(jsonb_array_length(a.slots) * greatest(:least, extract(epoch FROM
+             coalesce(a.ended_at, clock_timestamp())
+             - greatest(a.started_at, clock_timestamp() - make_interval(secs => :window))))) AS seconds
+      FROM attempts a
+     WHERE (a.ended_at IS NULL OR a.ended_at > clock_timestamp() - make_interval(secs => :window))
+       AND a.slots ->> 0 = :slot
+     GROUP BY a.team_id"""
+
 HEADS = f"""
     WITH RECURSIVE teams AS (
         (SELECT team_id FROM jobs WHERE state = 'queued' AND slot = :slot ORDER BY team_id LIMIT 1)
@@ -42,20 +52,15 @@ HEADS = f"""
                  WHERE n.state = 'queued' AND n.slot = :slot AND n.team_id > teams.team_id
                  ORDER BY n.team_id LIMIT 1)
           FROM teams WHERE teams.team_id IS NOT NULL
-    ), used AS (
-        SELECT a.team_id, sum(jsonb_array_length(a.slots) * greatest(:least, extract(epoch FROM
-                 coalesce(a.ended_at, clock_timestamp())
-                 - greatest(a.started_at, clock_timestamp() - make_interval(secs => :window))))) AS seconds
-          FROM attempts a
-         WHERE (a.ended_at IS NULL OR a.ended_at > clock_timestamp() - make_interval(secs => :window))
-           AND a.slots ->> 0 = :slot
-         GROUP BY a.team_id
+    ), used AS ({USED}
     ), held AS ({HELD}
     ), room AS (
         SELECT teams.team_id,
-               least(:free, c.slots - coalesce(h.slots, 0),
-                     (SELECT e.slots FROM caps e WHERE e.slot = :slot AND e.team_id IS NULL)
-                     - coalesce((SELECT sum(slots) FROM held), 0)) AS slots
+               CASE WHEN :capped THEN
+                   least(:free, c.slots - coalesce(h.slots, 0),
+                         (SELECT e.slots FROM caps e WHERE e.slot = :slot AND e.team_id IS NULL)
+                         - coalesce((SELECT sum(slots) FROM held), 0))
+               ELSE :free END AS slots
           FROM teams
           LEFT JOIN caps c ON c.slot = :slot AND c.team_id = teams.team_id
           LEFT JOIN held h ON h.team_id = teams.team_id
@@ -72,15 +77,27 @@ HEADS = f"""
      ORDER BY seconds, head.rank_at, head.id"""  # noqa: S608 - constants of this file
 
 
+OWN_BEFORE = f"""
+    SELECT count(*) FROM (
+        SELECT FROM jobs j WHERE j.team_id = :team AND (j.rank_at, j.id) < (:rank_at, :id) AND {READY} LIMIT :most
+    ) found"""  # noqa: S608 - constants of this file
+
+WAITING = f"""
+    SELECT team_id, (SELECT count(*) FROM (
+               SELECT FROM jobs j WHERE j.team_id = teams.team_id AND {READY} LIMIT :most) found) AS waiting
+      FROM unnest(CAST(:teams AS text[])) AS teams (team_id)"""  # noqa: S608 - constants of this file
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where a job may go: what a worker has, and how many of its slots are free."""
+    """Where a job may go: what a worker has, and how many of its slots are free; within the caps or not."""
 
     has: Offer
     free: int
+    capped: bool = True
 
 
-ANYWHERE = Place(ANY, ANY.slots)
+ANYWHERE = Place(ANY, ANY.slots, capped=False)
 
 
 def heads(db: Session, slot: str, place: Place = ANYWHERE, taken: list[str] | None = None) -> list[Any]:
@@ -88,7 +105,11 @@ def heads(db: Session, slot: str, place: Place = ANYWHERE, taken: list[str] | No
     in the order of claiming, but for `taken`.
     """
     known = {"slot": slot, "taken": taken or [], "window": WINDOW_SECONDS, "least": LEAST_SECONDS}
-    return list(db.connection().execute(text(HEADS), known | place.has.values | {"free": place.free}).all())
+    return list(
+        db.connection()
+        .execute(text(HEADS), known | place.has.values | {"free": place.free, "capped": place.capped})
+        .all()
+    )
 
 
 def kept_for(db: Session, slot: str, place: Place) -> str | None:
@@ -120,22 +141,31 @@ def first_free(db: Session, slot: str, place: Place) -> tuple[Job, int] | None:
     return None
 
 
+def used(db: Session, slot: str) -> dict[str, float]:
+    """{team: seconds of slots of that class that it used within the last day}."""
+    known = {"slot": slot, "window": WINDOW_SECONDS, "least": LEAST_SECONDS}
+    return {row.team_id: float(row.seconds) for row in db.connection().execute(text(USED), known)}
+
+
 def position(db: Session, job: Job) -> int:
     """Its place in the queue if teams take turns from now on, counted from 1."""
-    slot = str(job.slot)
-    counted = text(f"""
-        SELECT j.team_id, count(*) AS waiting, count(*) FILTER (WHERE (j.rank_at, j.id) < (:rank_at, :id)) AS before
-          FROM jobs j WHERE {READY} AND j.id <> :id GROUP BY j.team_id""")  # noqa: S608 - constants of this file
-    rows = db.connection().execute(counted, {"slot": slot, "rank_at": job.rank_at, "id": job.id}).all()
-    turn = [head.team_id for head in heads(db, slot)]
-    own = next((row.before for row in rows if row.team_id == job.team_id), 0)
+    return sum(ahead(db, job)) + 1
+
+
+def ahead(db: Session, job: Job) -> tuple[int, int]:
+    """How many jobs are claimed before it if teams take turns from now on: (of its team, of others).
+
+    Of its own team it counts up to `MOST_COUNTED`.
+    """
+    turn = [head.team_id for head in heads(db, str(job.slot))]
     mine = turn.index(job.team_id) if job.team_id in turn else len(turn)
-    others = sum(
-        min(row.waiting, own + (turn.index(row.team_id) < mine))
-        for row in rows
-        if row.team_id != job.team_id and row.team_id in turn
-    )
-    return own + others + 1
+    known = {"slot": str(job.slot), "team": job.team_id, "rank_at": job.rank_at, "id": job.id}
+    own = db.connection().execute(text(OWN_BEFORE), known | {"most": MOST_COUNTED}).scalar_one()
+    teams = [team_id for team_id in turn if team_id != job.team_id]
+    known = {"slot": str(job.slot), "teams": teams, "most": own + 1}
+    waiting = {row.team_id: row.waiting for row in db.connection().execute(text(WAITING), known)}
+    others = sum(min(waiting[team_id], own + (turn.index(team_id) < mine)) for team_id in teams)
+    return own, others
 
 
 def waiting(db: Session, slot: str, most: int) -> int:

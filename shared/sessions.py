@@ -74,6 +74,7 @@ def caller(db: Session, secret: str) -> Caller | None:
         user_id=user.id,
         email=user.email,
         must_change_password=user.must_change_password,
+        operator=user.operator,
     )
 
 

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
-from shared import passwords
+from shared import orders, passwords
 from shared.columns import now
 from shared.errors import NotFound, Refused
 from shared.tables import ApiToken, BrowserSession, Membership, Role, Team, User
@@ -39,6 +39,7 @@ class Caller:
     team_name: str = ""
     email: str = ""
     must_change_password: bool = False
+    operator: bool = False  # sees to workers and caps, which all teams share
 
     @property
     def actor(self) -> str:
@@ -50,8 +51,10 @@ class Caller:
         return self.role is not None and RANK[self.role] >= RANK[Role(role)]
 
 
-def add_user(db: Session, email: str, team_name: str, role: Role | str = Role.OWNER) -> tuple[User, str]:
-    """The person with that role in that team, and a fresh one-time password.
+def add_user(
+    db: Session, email: str, team_name: str, role: Role | str = Role.OWNER, *, operator: bool = False
+) -> tuple[User, str]:
+    """The person with that role in that team, and a fresh one-time password. The first one is an operator.
 
     Makes what is missing. Repeated for a known person it ends every session of theirs.
     """
@@ -59,8 +62,10 @@ def add_user(db: Session, email: str, team_name: str, role: Role | str = Role.OW
     one_time = passwords.one_time()
     user = db.exec(select(User).where(User.email == email)).first()
     if user is None:
-        user = User(email=email, password_hash="")
+        first = db.exec(select(User.id).limit(1)).first() is None
+        user = User(email=email, password_hash="", operator=first)
         db.add(user)
+    user.operator = user.operator or operator
     set_password(db, user, one_time, one_time=True)
     team = db.exec(select(Team).where(Team.name == team_name.strip())).first() or create_team(db, team_name)
     if db.get(Membership, (team.id, user.id)):
@@ -101,6 +106,13 @@ def create_team(db: Session, name: str, owner_id: str | None = None) -> Team:
     if owner_id is not None:
         join(db, team.id, owner_id, Role.OWNER)
     return team
+
+
+def limit_runs(db: Session, team_id: str, seconds: int | None) -> None:
+    """How long the team's jobs may run that say nothing themselves; None: for ever. Raises Refused."""
+    orders.require_run_time(seconds)
+    db.get_one(Team, team_id).max_run_seconds = seconds
+    db.flush()
 
 
 def join(db: Session, team_id: str, user_id: str, role: Role) -> Membership:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
 
-from flask import Blueprint, Response, g
+from flask import Blueprint, Response, g, request
 from sqlmodel import Session, col, select
 
-from shared import base_models, datasets, jobs, queue
+from shared import base_models, checkpoints, datasets, jobs, queue
 from shared import recipe as recipes
 from shared.columns import now
 from shared.db import transaction
@@ -28,7 +28,7 @@ from shared.tables import (
     State,
     Team,
 )
-from web import methods, shapes, wire
+from web import methods, shapes, waiting, wire
 
 api = Blueprint("api_jobs", __name__, url_prefix="/v1")
 IMPORT_SECONDS = 5.0  # a small file is read in that time, so that bad rows are a 400 at once
@@ -64,6 +64,10 @@ def create() -> Response:
         labels=dict(asked.metadata or {}),
         priority=asked.x_priority,
         processes=asked.resources.processes if asked.resources else 1,
+        needs=asked.resources.model_dump(exclude={"processes"}, exclude_defaults=True)
+        if asked.resources
+        else {},
+        max_run_seconds=asked.x_max_run_seconds,
         created_by=g.caller.user_id,
         actor=g.caller.actor,
         asked=given,
@@ -116,6 +120,37 @@ def resume(job_id: str) -> Response:
         return job if under_way else jobs.resume(db, job, g.caller.actor)
 
     return told(job_id, go_on)
+
+
+@api.post("/fine_tuning/jobs/<job_id>/stop")
+@wire.operation(shapes.FineTuningJob)
+def stop_early(job_id: str) -> Response:
+    """End a running training here: it is scored and saved, and has succeeded. One that waits is cancelled."""
+    return told(job_id, lambda db, job: jobs.stop(db, job, g.caller.actor))
+
+
+@api.post("/fine_tuning/jobs/<job_id>/priority")
+@wire.operation(shapes.FineTuningJob, body=shapes.Prioritise)
+def prioritise(job_id: str) -> Response:
+    """Move a waiting job within the team's queue."""
+
+    def move(db: Session, job: Job) -> Job:
+        return jobs.prioritise(db, job, wire.body(shapes.Prioritise).priority, g.caller.actor)
+
+    return told(job_id, move)
+
+
+@api.post("/fine_tuning/jobs/<job_id>/retry")
+@wire.operation(shapes.FineTuningJob, body=shapes.Retry)
+def retry(job_id: str) -> Response:
+    """A new job for the same order, from the start or going on from a checkpoint of the ended one."""
+
+    def again(db: Session, job: Job) -> Job:
+        asked = wire.body(shapes.Retry) if request.get_data() else shapes.Retry()
+        wanted = checkpoints.last(db, job) if asked.checkpoint == "last" else asked.checkpoint
+        return jobs.retry(db, job, g.caller.actor, wanted)
+
+    return told(job_id, again)
 
 
 def submitted(order: Order, key: str | None, answer: Callable[[Session, Job], Response]) -> Response:
@@ -186,7 +221,19 @@ def find(db: Session, job_id: str, kind: Kind) -> Job:
 
 def one(db: Session, job: Job) -> Response:
     """One job, with its place in the queue."""
-    return wire.answer(shaped(db, [job])[0].model_copy(update={"x_queue_position": jobs.position(db, job)}))
+    facts: dict[str, Any] = {"x_queue_position": None}
+    if job.state == State.QUEUED:
+        outlook = waiting.outlook(db, job)
+        starts = now() + timedelta(seconds=outlook.seconds) if outlook.seconds is not None else None
+        facts = {
+            "x_queue_position": outlook.position,
+            "x_queue": shapes.QueueFacts(
+                reason=outlook.reason,
+                ahead=[line.said for line in outlook.ahead],
+                expected_start=wire.seconds(starts),
+            ),
+        }
+    return wire.answer(shaped(db, [job])[0].model_copy(update=facts))
 
 
 @dataclass
@@ -257,6 +304,9 @@ def shape(job: Job, around: Around) -> shapes.FineTuningJob:
         x_state=state(job),
         x_progress=job.progress,
         x_queue_position=None,
+        x_priority=job.priority,
+        x_max_run_seconds=job.max_run_seconds,
+        x_retry_of=job.retry_of,
         x_scores=job.scores,
         x_columns=job.columns,
         x_resources=job.resources,
@@ -279,6 +329,8 @@ def state(job: Job) -> str:
         return job.state.value
     if job.cancel_requested_at:
         return "cancelling"
+    if job.stop_requested_at:
+        return "stopping"
     if job.pause_requested_at:
         return "pausing"
     return job.stage or job.state.value

@@ -1,7 +1,7 @@
 """Draws any Spec as a form and reads it back: one field a knob, bounds and help from the Spec itself."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.errors import Refused
@@ -9,6 +9,7 @@ from shared.recipe import Recipe
 from shared.resources import MOST_PROCESSES
 from shared.spec import Spec, resolve
 
+MOST_HOURS = 10_000
 TRUE = {"on", "true", "1", "yes"}
 
 
@@ -40,9 +41,67 @@ PROCESSES = Knob(
 )
 
 
+GPUS = Knob(
+    name="gpus",
+    title="GPUs",
+    help="The worker must have that many; with 0 any worker will do.",
+    kind="integer",
+    default=0,
+    options=(),
+    bounds=f"0 to {MOST_PROCESSES}",
+    advanced=True,
+    optional=False,
+)
+GPU_MEMORY = replace(
+    GPUS,
+    name="gpu_memory_gb",
+    title="Memory of a GPU, in GB",
+    help="Each of the worker's GPUs must have that much; 0: any.",
+    bounds="",
+)
+CPUS = replace(
+    GPUS, name="cpus", title="CPU cores", help="The worker must have that many; 0: any.", bounds=""
+)
+RUN_HOURS = replace(
+    GPUS,
+    name="max_run_hours",
+    title="Longest run, in hours",
+    help="Then it is stopped, its checkpoint kept; empty: as the team's page says.",
+    kind="number",
+    default=None,
+    bounds="",
+    optional=True,
+)
+MACHINE = (PROCESSES, GPUS, GPU_MEMORY, CPUS, RUN_HOURS)
+
+
 def processes(text: str) -> int | str:
     """How many were asked for; text that is no number as it was typed, so that the error can quote it."""
     return int(text) if text.isdecimal() else text or 1
+
+
+def machine(form: Mapping[str, str]) -> dict[str, Any]:
+    """What is asked of the worker, where it is not the default."""
+    typed = {knob.name: _typed(knob, form.get(knob.name, "").strip()) for knob in MACHINE}
+    return {knob.name: typed[knob.name] for knob in MACHINE if typed[knob.name] != knob.default}
+
+
+def machine_of(resources: Mapping[str, int], max_run_seconds: int | None) -> dict[str, Any]:
+    """The same, of a job."""
+    hours = max_run_seconds / 3600 if max_run_seconds else None
+    known = {**resources, "max_run_hours": round(hours, 3) if hours else None}
+    return {
+        knob.name: known[knob.name] for knob in MACHINE if known.get(knob.name, knob.default) != knob.default
+    }
+
+
+def run_seconds(hours: Any) -> int | None:
+    """Hours as typed, in seconds. Raises Refused."""
+    if hours is None:
+        return None
+    if not isinstance(hours, int | float) or not 0 < hours < MOST_HOURS:
+        raise Refused(f"The longest run is a number of hours; «{hours}» is not.", param="max_run_hours")
+    return round(hours * 3600)
 
 
 def knobs(spec: type[Spec]) -> list[Knob]:
@@ -139,6 +198,7 @@ FIELDS = {  # the API's parameter: the form's field
     "type": "recipe",
     "completion_window": "dataset",
     "input_file_id": "dataset",
+    "max_run_seconds": "max_run_hours",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from flask import Blueprint, Response, jsonify, render_template
 from sqlmodel import Session, col, select
 
-from shared import base_models, checkpoints, events, media, ranking, shards
+from shared import base_models, checkpoints, events, media, shards
 from shared.db import transaction
 from shared.recipe import Recipe, recipes, wire_name
 from shared.settings import settings
@@ -21,7 +21,6 @@ from shared.tables import (
     DatasetVersion,
     EventType,
     Job,
-    JobDependency,
     Kind,
     Schedule,
     State,
@@ -29,6 +28,7 @@ from shared.tables import (
     User,
     Worker,
 )
+from web import forms, waiting
 from web.evaluations import judged
 from web.jobs import is_better, own
 from web.words import spoken
@@ -71,6 +71,9 @@ ADVICE = {  # reason code: what to do
     "disk_full": "Free some space on the worker's disk (`burnish doctor` shows it), then retry.",
     "dependency_failed": "Open the job that it waited for; once that works, retry this one.",
     "lost": "The worker went away. Check that one is running (Queue), then retry.",
+    "max_run_time": "Go on from its last checkpoint, or raise «Longest run» and start again.",
+    "hang": "The log shows what it did last. Retry; if it hangs again there, look at the worker's GPU.",
+    "stopped": "Its checkpoints are kept. Go on from the last one, or clone it to start again with other settings.",
     "cancelled": "Its checkpoints are kept. Clone it to start again with other settings.",
 }
 PREVIEW_ROWS = 20
@@ -102,8 +105,8 @@ def show(job_id: str) -> str:
             judged=judged(db, job, recipe),
             timeline=timeline(db, job),
             attempts=attempts_of(db, job),
-            waits_for=waits_for(db, job),
-            position=ranking.position(db, job) if job.state is State.QUEUED else None,
+            outlook=waiting.outlook(db, job) if job.state is State.QUEUED else None,
+            resumes=db.get(Checkpoint, job.resume_checkpoint_id) if job.resume_checkpoint_id else None,
             cursor=newest_cursor(db, job),
             changed=changed_knobs(job, recipe),
             **surroundings(db, job, recipe),
@@ -300,12 +303,6 @@ def attempts_of(db: Session, job: Job) -> Sequence[tuple[Attempt, str]]:
     return db.exec(tries.order_by(col(Attempt.number))).all()
 
 
-def waits_for(db: Session, job: Job) -> list[Job]:
-    """The unfinished jobs that it waits for."""
-    found = select(Job).join(JobDependency, col(JobDependency.waits_for_id) == Job.id)
-    return list(db.exec(found.where(JobDependency.job_id == job.id, Job.state != State.SUCCEEDED)).all())
-
-
 def changed_knobs(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
     """Every knob of the spec in the recipe's order, with its title and whether it is not the default."""
     if job.kind is Kind.EVALUATE:
@@ -324,9 +321,14 @@ def changed_knobs(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
         for name in ordered
         if job.spec[name] not in (None, "", {})
     ]
-    processes = job.resources.get("processes", 1)
-    told = {"name": "processes", "title": "Processes", "value": processes, "changed": processes > 1}
-    return [*knobs, told] if job.kind is Kind.TRAIN else knobs
+    if job.kind is not Kind.TRAIN:
+        return knobs
+    machine = {"processes": 1} | forms.machine_of(job.resources, job.max_run_seconds)
+    return knobs + [
+        {"name": k.name, "title": k.title, "value": machine[k.name], "changed": machine[k.name] != k.default}
+        for k in forms.MACHINE
+        if k.name in machine
+    ]
 
 
 def as_api_call(
@@ -352,7 +354,8 @@ def as_api_call(
         "validation_file": valid.file_id if valid else None,
         "suffix": job.name or None,
         "seed": job.seed,
-        "resources": job.resources if job.resources.get("processes", 1) > 1 else None,
+        "resources": job.resources if job.resources not in ({}, {"processes": 1}) else None,
+        "x_max_run_seconds": job.max_run_seconds,
         "method": {
             "type": kind,
             kind: {"hyperparameters": {k: v for k, v in job.spec.items() if v is not None}},

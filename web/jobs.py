@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response
 
 from shared import jobs, queue, ranking
 from shared.db import transaction
-from shared.errors import NotFound
+from shared.errors import NotFound, Refused
 from shared.recipe import recipes
 from shared.tables import (
     BaseModel,
@@ -186,12 +186,45 @@ def name_of(job: Job) -> str:
 
 @pages.post("/jobs/<job_id>/cancel")
 def cancel(job_id: str) -> Response:
-    """Stop it; a running one keeps the checkpoint of the step that it is at."""
+    """Cancel it; a running one keeps the checkpoint of the step that it is at."""
     with transaction() as db:
         job = jobs.cancel(db, own(db, job_id), g.caller.actor)
     queue.wake(job.slot)
     flash(CANCELLED.get(job.state, "The job is cancelled."), "good")
     return redirect(f"/jobs/{job_id}", 303)
+
+
+@pages.post("/jobs/<job_id>/stop")
+def stop(job_id: str) -> Response:
+    """End a running training here, scored and saved."""
+    with transaction() as db:
+        job = jobs.stop(db, own(db, job_id), g.caller.actor)
+    running = job.state is State.RUNNING
+    flash(
+        "It ends at this step: it is scored and saved, and counts as done."
+        if running
+        else "The job is cancelled.",
+        "good",
+    )
+    return redirect(f"/jobs/{job_id}", 303)
+
+
+@pages.post("/jobs/<job_id>/priority")
+def prioritise(job_id: str) -> Response:
+    """Move a waiting job within the team's queue."""
+    with transaction() as db:
+        job = own(db, job_id)
+        jobs.prioritise(db, job, whole(request.form.get("priority", "")), g.caller.actor)
+    flash("The priority is changed.", "good")
+    return redirect(f"/jobs/{job_id}", 303)
+
+
+def whole(typed: str) -> int:
+    """A whole number as typed. Raises Refused."""
+    try:
+        return int(typed.strip().replace("−", "-"))
+    except ValueError:
+        raise Refused(f"The priority is a whole number; «{typed}» is not.", param="priority") from None
 
 
 @pages.post("/jobs/<job_id>/pause")
@@ -214,11 +247,13 @@ def resume(job_id: str) -> Response:
 
 @pages.post("/jobs/<job_id>/retry")
 def retry(job_id: str) -> Response:
-    """The same order again, as a new job."""
+    """The same order again, as a new job; with `checkpoint` it goes on from there."""
+    checkpoint = request.form.get("checkpoint") or None
     with transaction() as db:
-        job = jobs.retry(db, own(db, job_id), g.caller.actor)
+        job = jobs.retry(db, own(db, job_id), g.caller.actor, checkpoint)
     queue.wake(job.slot)
-    flash(f"This is a new job with the same settings as {job_id}.", "good")
+    what = "goes on from that checkpoint" if checkpoint else "has the same settings"
+    flash(f"This is a new job; it {what}. The old one is {job_id}.", "good")
     return redirect(f"/jobs/{job.id}", 303)
 
 

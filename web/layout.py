@@ -3,6 +3,7 @@
 from flask import Blueprint, g
 from sqlmodel import col, func, select
 
+from shared.checkpoints import is_whole
 from shared.db import transaction
 from shared.recipe import recipes
 from shared.tables import Job, Membership, Role, State, Team, User
@@ -52,6 +53,9 @@ def rail() -> dict:
             "email": person.email if person else "",
             "under_way": db.exec(under_way).one(),
         }
+
+
+pages.add_app_template_test(is_whole, "whole")
 
 
 @pages.app_template_global()

@@ -33,10 +33,15 @@ class Draft:
     model: str = ""
     name: str = ""
     seed: str = ""
-    processes: Any = 1
+    machine: dict[str, Any] = field(default_factory=dict)  # see forms.MACHINE
     columns: dict[str, str] = field(default_factory=dict)
     knobs: dict[str, Any] = field(default_factory=dict)
     nonce: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+
+    @property
+    def needs(self) -> dict[str, Any]:
+        """What it needs of a worker."""
+        return {"processes": 1} | {k: v for k, v in self.machine.items() if k != "max_run_hours"}
 
 
 @pages.get("/jobs/new")
@@ -79,7 +84,7 @@ def order_of(draft: Draft) -> Order:
         "model": draft.model,
         "hyperparameters": draft.knobs,
         "suffix": draft.name.strip(),
-        "resources": {"processes": draft.processes},
+        "resources": draft.needs,
     }
     return Order(
         team_id=g.caller.team_id,
@@ -92,7 +97,9 @@ def order_of(draft: Draft) -> Order:
         columns=draft.columns or None,
         name=draft.name.strip(),
         seed=int(draft.seed) if draft.seed else None,
-        processes=draft.processes,
+        processes=draft.machine.get("processes", 1),
+        needs={name: value for name, value in draft.needs.items() if name != "processes"},
+        max_run_seconds=forms.run_seconds(draft.machine.get("max_run_hours")),
         created_by=g.caller.user_id,
         actor=g.caller.actor,
         asked=asked,
@@ -123,7 +130,7 @@ def cloned(db: Session, job_id: str) -> Draft:
         model=job.checkpoint_id or job.base_model_id or "",
         name=job.name,
         seed=str(job.asked.get("seed", "")),
-        processes=job.resources.get("processes", 1),
+        machine=forms.machine_of(job.resources, job.max_run_seconds),
         columns=dict(job.columns),
         knobs={k: v for k, v in job.spec.items() if k in defaults and v != defaults[k]},
     )
@@ -144,7 +151,7 @@ def read(sent: MultiDict[str, str]) -> Draft:
         model=sent.get("model", "") if not switched else "",
         name=sent.get("name", ""),
         seed=sent.get("seed", "").strip(),
-        processes=forms.processes(sent.get("processes", "").strip()),
+        machine=forms.machine(sent),
         columns={mine: theirs for mine, theirs in columns.items() if theirs},
         knobs={} if switched else forms.read(recipe.spec, sent),
         nonce=sent.get("nonce") or secrets.token_urlsafe(16),
@@ -182,8 +189,8 @@ def drawn(db: Session, draft: Draft, wrong: dict[str, str]) -> str:
         columns=columns,
         mapped=bool(columns) and not draft.recipe.lacks(columns),
         models=models,
-        knobs=[*forms.knobs(draft.recipe.spec), forms.PROCESSES],
-        asked=draft.knobs | ({"processes": draft.processes} if draft.processes != 1 else {}),
+        knobs=[*forms.knobs(draft.recipe.spec), *forms.MACHINE],
+        asked=draft.knobs | draft.machine,
         quote=told,
     )
 

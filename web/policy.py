@@ -2,7 +2,7 @@
 
 Every endpoint has a line in POLICY; a route without one is refused. Add a route, add its line.
 Roles: `public` (anybody), `signed_in` (anybody with an account or token), then viewer, member, owner
-of the team that the caller acts for. Routes under /v1 take a bearer token, all others the cookie of
+of the team that the caller acts for; `operator`: the people who see to what all teams share. Routes under /v1 take a bearer token, all others the cookie of
 a session, never the other way round.
 """
 
@@ -37,6 +37,7 @@ PUBLIC = Rule("public")
 GREETING = Rule("public", recognise=True)
 SIGNED_IN = Rule("signed_in")
 VIEWER, MEMBER, OWNER = Rule(Role.VIEWER), Rule(Role.MEMBER), Rule(Role.OWNER)
+OPERATOR = Rule("operator")
 
 POLICY: dict[str, Rule] = {
     "assets.file": PUBLIC,
@@ -60,6 +61,7 @@ POLICY: dict[str, Rule] = {
     "team.create": SIGNED_IN,
     "team.switch": SIGNED_IN,
     "team.leave": VIEWER,
+    "team.limit_runs": OWNER,
     "team.invite": OWNER,
     "team.withdraw": OWNER,
     "team.set_role": OWNER,
@@ -77,6 +79,9 @@ POLICY: dict[str, Rule] = {
     "api_jobs.index": VIEWER,
     "api_jobs.retrieve": VIEWER,
     "api_jobs.cancel": MEMBER,
+    "api_jobs.stop_early": MEMBER,
+    "api_jobs.prioritise": MEMBER,
+    "api_jobs.retry": MEMBER,
     "api_jobs.pause": MEMBER,
     "api_jobs.resume": MEMBER,
     "api_events.index": VIEWER,
@@ -105,6 +110,8 @@ POLICY: dict[str, Rule] = {
     # pages
     "jobs.index": VIEWER,
     "jobs.cancel": MEMBER,
+    "jobs.stop": MEMBER,
+    "jobs.prioritise": MEMBER,
     "jobs.pause": MEMBER,
     "jobs.resume": MEMBER,
     "jobs.retry": MEMBER,
@@ -139,6 +146,9 @@ POLICY: dict[str, Rule] = {
     "schedules.toggle": MEMBER,
     "schedules.delete": OWNER,
     "queue.index": VIEWER,
+    "queue.drain": OPERATOR,
+    "queue.undrain": OPERATOR,
+    "queue.cap": OPERATOR,
     "downloads.open_link": PUBLIC,  # the link is signed
     "downloads.checkpoint": VIEWER,
     "downloads.checkpoint_file": VIEWER,
@@ -171,7 +181,11 @@ def check() -> Response | None:
         return stranger()
     if g.caller.must_change_password and not rule.while_changing_password:
         return redirect(url_for("accounts.password"), 303)
-    return None if rule.role == "signed_in" else within_team(g.caller, Role(rule.role))
+    if rule.role == "operator" and not g.caller.operator:
+        raise Refused(
+            "This is an operator's: workers and caps are every team's.", code="role_too_low", status=403
+        )
+    return None if rule.role in ("signed_in", "operator") else within_team(g.caller, Role(rule.role))
 
 
 def require(role: Role | str) -> Caller:

@@ -1,15 +1,18 @@
-"""The queue: what runs where, what waits and why, and the workers."""
+"""The queue: what runs where, what waits and why, who may use how much, and the workers."""
 
 from datetime import timedelta
 from typing import Any
 
-from flask import Blueprint, g, render_template
+from flask import Blueprint, flash, g, redirect, render_template, request
 from sqlmodel import Session, col, func, select
+from werkzeug.wrappers import Response
 
-from shared import ranking, workers
+from shared import caps, queue, workers
 from shared.columns import now
 from shared.db import transaction
-from shared.tables import Attempt, Job, JobDependency, Slot, State, Worker
+from shared.errors import Refused
+from shared.tables import Attempt, Job, Slot, State, Team, Worker
+from web import waiting
 
 pages = Blueprint("queue", __name__)
 
@@ -19,16 +22,19 @@ GONE_SHOWN = timedelta(hours=1)
 
 @pages.get("/queue")
 def index() -> str:
-    """Everything under way. Of other teams' jobs only their number is told, never a name."""
+    """Everything under way. Of other teams' jobs only their number is told, never a name, except to operators
+    the teams' own.
+    """
     with transaction() as db:
         alive = {worker.id: worker for worker in workers.alive(db)}
         return render_template(
             "queue/index.html",
             running=running(db),
-            waiting=waiting(db),
+            waiting=waiting_jobs(db),
             paused=mine(db, State.PAUSED),
             others=others(db),
-            workers=lately(db),
+            shares=shares(db),
+            workers=[(worker, busy(db, worker)) for worker in lately(db)],
             alive=alive,
             slots={slot.value: sum(w.slots.get(slot.value, 0) for w in alive.values()) for slot in Slot},
         )
@@ -53,46 +59,15 @@ def running(db: Session) -> list[dict[str, Any]]:
     return told
 
 
-def waiting(db: Session) -> list[dict[str, Any]]:
-    """The team's waiting jobs, each with its place and the reason why it waits."""
-    free = {slot: workers.free_slots(db, slot) for slot in Slot}
-    offered = {slot: any(w.slots.get(slot.value) for w in workers.alive(db)) for slot in Slot}
+def waiting_jobs(db: Session) -> list[tuple[Job, waiting.Outlook]]:
+    """The team's waiting jobs, each with what is known of its wait."""
+    scenes: dict[Slot, waiting.Scene] = {}
     told = []
     for job in mine(db, State.QUEUED):
-        held_by = held_back(db, job)
-        place = None if held_by else ranking.position(db, job)
-        told.append(
-            {
-                "job": job,
-                "position": place,
-                "held_by": held_by,
-                "why": why(job, held_by, place, free, offered),
-            }
-        )
+        if job.slot not in scenes:
+            scenes[job.slot] = waiting.scene(db, job.slot)
+        told.append((job, waiting.outlook(db, job, scenes[job.slot])))
     return told
-
-
-def held_back(db: Session, job: Job) -> list[Job]:
-    """The unfinished jobs that it waits for."""
-    found = select(Job).join(JobDependency, col(JobDependency.waits_for_id) == Job.id)
-    return list(db.exec(found.where(JobDependency.job_id == job.id, Job.state != State.SUCCEEDED)).all())
-
-
-def why(
-    job: Job, held_by: list[Job], place: int | None, free: dict[Slot, int], offered: dict[Slot, bool]
-) -> str:
-    """In a sentence, why it does not run yet."""
-    if held_by:
-        return "It waits for another job to end."
-    if job.run_after and job.run_after > now():
-        return "It failed in a way that passes, and rests before the next try."
-    if not offered[job.slot]:
-        return f"No worker that is alive offers a {job.slot} slot."
-    if free[job.slot]:
-        return "A slot is free; it starts within moments."
-    return f"Every {job.slot} slot is taken" + (
-        f"; {place - 1} jobs go first." if place and place > 1 else "; it is next."
-    )
 
 
 def others(db: Session) -> dict[str, int]:
@@ -103,8 +78,75 @@ def others(db: Session) -> dict[str, int]:
     return {str(state): number for state, number in db.exec(counted.group_by(Job.state))}
 
 
+def shares(db: Session) -> list[dict[str, Any]]:
+    """What the own team and all together occupy, may occupy and used; to an operator every team."""
+    teams = [(g.caller.team_id, g.caller.team_name)]
+    if g.caller.operator:
+        teams = [(team.id, team.name) for team in db.exec(select(Team).order_by(Team.name).limit(SHOWN))]
+    named = [*teams, (None, "All teams together")]
+    by_slot = {slot.value: waiting.usage(db, slot) for slot in Slot}
+    return [
+        {"id": team_id, "name": name, **{slot: usage(team_id) for slot, usage in by_slot.items()}}
+        for team_id, name in named
+    ]
+
+
 def lately(db: Session) -> list[Worker]:
     """The workers of the last hour, those alive first."""
     seen = select(Worker).where(col(Worker.heartbeat_at) > now() - GONE_SHOWN)
     order = (col(Worker.stopped_at).is_not(None), col(Worker.heartbeat_at).desc())
     return list(db.exec(seen.order_by(*order).limit(SHOWN)).all())
+
+
+def busy(db: Session, worker: Worker) -> list[tuple[Job | None, list[str]]]:
+    """What the worker does now: [(job, its slots)]; without the job where it is another team's."""
+    found = select(Attempt).where(Attempt.worker_id == worker.id, col(Attempt.ended_at).is_(None))
+    attempts = db.exec(found.order_by(col(Attempt.started_at))).all()
+    own = g.caller.team_id
+    return [(db.get(Job, a.job_id) if a.team_id == own else None, a.slots) for a in attempts]
+
+
+# --- what operators do ------------------------------------------------------------------------------
+
+
+@pages.post("/queue/workers/<worker_id>/drain")
+def drain(worker_id: str) -> Response:
+    """No more jobs for that worker; what it does is saved and goes on elsewhere."""
+    with transaction() as db:
+        worker = workers.drain(db, worker_id)
+    return back(f"The worker on {worker.host} saves what it does, gives it back and takes no more jobs.")
+
+
+@pages.post("/queue/workers/<worker_id>/undrain")
+def undrain(worker_id: str) -> Response:
+    """That worker takes jobs again."""
+    with transaction() as db:
+        worker = workers.undrain(db, worker_id)
+    wake()
+    return back(f"The worker on {worker.host} takes jobs again.")
+
+
+@pages.post("/queue/caps")
+def cap() -> Response:
+    """Set or lift the caps of a team, or of all together."""
+    team_id = request.form.get("team") or None
+    with transaction() as db:
+        if team_id and db.get(Team, team_id) is None:
+            raise Refused("There is no such team.", param="team", code="not_found", status=404)
+        for slot in Slot:
+            if slot.value in request.form:
+                caps.put(db, slot, caps.read(request.form[slot.value]), team_id)
+    wake()
+    return back("The caps are set. What runs already goes on.")
+
+
+def wake() -> None:
+    """There may be room for more."""
+    for slot in Slot:
+        queue.wake(slot)
+
+
+def back(sentence: str) -> Response:
+    """To the page, with what has happened."""
+    flash(sentence, "good")
+    return redirect("/queue", 303)

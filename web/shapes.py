@@ -4,7 +4,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.resources import MOST_PROCESSES
+from shared.resources import MOST_CPUS, MOST_GIGABYTES, MOST_PROCESSES
 from web.wire import Paging, Request
 
 Order = Literal["asc", "desc"]
@@ -91,6 +91,21 @@ class Resources(Request):
         description="Processes that train it together, each on a share of every step; on GPUs, one each.",
         json_schema_extra={"minimum": 1, "maximum": MOST_PROCESSES},
     )
+    gpus: int = Field(
+        0,
+        description="GPUs that the worker must have; with 0 any worker will do.",
+        json_schema_extra={"minimum": 0, "maximum": MOST_PROCESSES},
+    )
+    gpu_memory_gb: int = Field(
+        0,
+        description="Memory that each of the worker's GPUs must have.",
+        json_schema_extra={"minimum": 0, "maximum": MOST_GIGABYTES},
+    )
+    cpus: int = Field(
+        0,
+        description="CPU cores that the worker must have.",
+        json_schema_extra={"minimum": 0, "maximum": MOST_CPUS},
+    )
 
 
 class CreateJob(Request):
@@ -113,7 +128,36 @@ class CreateJob(Request):
         None, description="{the recipe's column: the dataset's column}, where the names differ."
     )
     x_priority: int = Field(0, ge=-100, le=100)
+    x_max_run_seconds: int | None = Field(
+        None,
+        ge=60,
+        le=365 * 86_400,
+        description="After running for longer it is stopped, with its checkpoint kept; the team's where not given.",
+    )
     resources: Resources | None = None
+
+
+class Prioritise(Request):
+    """Where a waiting job stands within its team's queue."""
+
+    priority: int = Field(ge=-100, le=100, description="A step is worth ten minutes of waiting.")
+
+
+class Retry(Request):
+    """How an ended job is tried again."""
+
+    checkpoint: str | None = Field(
+        None,
+        description="Id of one of its checkpoints, to go on from; «last» for the newest; else from the start.",
+    )
+
+
+class QueueFacts(Shape):
+    """Why a waiting job waits, and for how long still."""
+
+    reason: str
+    ahead: list[str] = Field(description="Who goes first and why, in sentences; other teams only by number.")
+    expected_start: int | None = Field(description="About when it starts; null: not known yet.")
 
 
 class JobsAsked(Paging):
@@ -151,14 +195,18 @@ class FineTuningJob(Shape):
     metadata: Labels | None
     integrations: list[Any] = []
     user_provided_suffix: str | None
-    x_state: str = Field(description="Finer than `status`: also cancelling, pausing, or the stage.")
+    x_state: str = Field(description="Finer than `status`: also cancelling, stopping, pausing, or the stage.")
     x_progress: dict[str, Any] = Field(
         description="step, total_steps, epoch, loss, tokens_per_second, eta_seconds."
     )
     x_queue_position: int | None
+    x_queue: QueueFacts | None = Field(None, description="Only of a waiting job that is asked for by itself.")
+    x_priority: int
+    x_max_run_seconds: int | None
+    x_retry_of: str | None = Field(description="The job that this one repeats or goes on with.")
     x_scores: dict[str, Any] = Field(description="The recipe's metrics on held-out rows: base and tuned.")
     x_columns: dict[str, str]
-    x_resources: dict[str, int] = Field(description="processes: how many train it together.")
+    x_resources: dict[str, int] = Field(description="processes, and what else it needs of a worker.")
     x_page: str = Field(description="Address of the job's page.")
 
 

@@ -9,7 +9,8 @@ from shared import links, sessions, teams
 from shared.columns import now
 from shared.db import transaction
 from shared.errors import Refused
-from shared.tables import Role
+from shared.tables import Role, Team
+from web import forms
 from web.accounts import public_link
 from web.policy import SESSION_KEY
 
@@ -59,6 +60,20 @@ def leave() -> Response:
         teams.remove(db, g.caller.team_id, g.caller.user_id)
     flash(f"You have left {g.caller.team_name}.", "good")
     return redirect(url_for("home.start"), 303)
+
+
+@pages.post("/team/run-time")
+def limit_runs() -> str | tuple[str, int] | Response:
+    """How long the team's jobs may run that say nothing themselves."""
+    typed = request.form.get("hours", "").strip()
+    try:
+        seconds = forms.run_seconds(float(typed) if typed else None)
+        with transaction() as db:
+            teams.limit_runs(db, g.caller.team_id, seconds)
+    except (ValueError, Refused) as wrong:
+        told = wrong.message if isinstance(wrong, Refused) else f"«{typed}» is no number of hours."
+        return team_page(wrong={"hours": told}), 422
+    return back("New jobs may run that long." if seconds else "New jobs may run for as long as they take.")
 
 
 @pages.post("/team/invitations")
@@ -150,6 +165,7 @@ def team_page(*, wrong: dict | None = None, invitation: str = "", reset: str = "
             invitations=links.invitations(db, g.caller.team_id) if owner else [],
             tokens=teams.tokens(db, g.caller.team_id) if owner else [],
             owner=owner,
+            team=db.get_one(Team, g.caller.team_id),
             roles=[(role.value, role.value) for role in Role],
             lifetimes=LIFETIMES,
             wrong=wrong or {},

@@ -70,6 +70,24 @@ def span(seconds: float | None) -> str:
     return f"{whole // DAY} d {whole % DAY // HOUR} h"
 
 
+def about(seconds: float | None) -> str:
+    """A reckoned duration, no finer than it is known: «about 12 min», «within moments», «not known yet»."""
+    if not known(seconds):
+        return "not known yet"
+    if seconds < MINUTE:
+        return "within moments" if seconds < 5 else "in less than a minute"
+    if seconds < 1.5 * HOUR:
+        return f"in about {round(seconds / MINUTE)} min"
+    if seconds < 2 * DAY:
+        return f"in about {round(seconds / HOUR)} h"
+    return f"in about {round(seconds / DAY)} days"
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    """«1 job», «1,200 jobs»."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def ago(moment: datetime | None, at: datetime | None = None) -> str:
     """How long before or after `at` (now) a moment is: «4 m ago», «in 3 h»; a date beyond a month."""
     if moment is None:
@@ -173,6 +191,8 @@ FILTERS = {
         plain,
         size,
         span,
+        about,
+        plural,
         ago,
         absolute,
         iso,

@@ -17,7 +17,9 @@ def add_user(arguments: argparse.Namespace) -> None:
 
     aim()
     with transaction() as db:
-        user, password = teams.add_user(db, arguments.email, arguments.team, arguments.role)
+        user, password = teams.add_user(
+            db, arguments.email, arguments.team, arguments.role, operator=arguments.operator
+        )
     print(
         f"{user.email} is {arguments.role} of «{arguments.team}». Sign in at {settings().public_url}/sign-in with"
     )

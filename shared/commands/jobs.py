@@ -1,4 +1,4 @@
-"""job submit, evaluate, watch, show, list, cancel, download."""
+"""job submit, evaluate, watch, show, list, cancel, stop, pause, resume, priority, retry, download."""
 
 import argparse
 import json
@@ -34,12 +34,25 @@ def submit(arguments: argparse.Namespace) -> int:
         "method": knobs.method(recipe, asked),
         "suffix": arguments.name or None,
         "seed": arguments.seed,
-        "resources": {"processes": arguments.processes} if arguments.processes is not None else None,
+        "resources": needs(arguments) or None,
+        "x_priority": arguments.priority,
+        "x_max_run_seconds": round(arguments.max_hours * 3600) if arguments.max_hours else None,
     }
     job = api.post(JOBS, {name: value for name, value in body.items() if value is not None})
     print(f"Submitted; its page: {job['x_page']}")
     print(job["id"], flush=True)
     return follow(api, job["id"]) if arguments.watch else 0
+
+
+def needs(arguments: argparse.Namespace) -> dict[str, int]:
+    """What the job needs of a worker, where it was said."""
+    asked = {
+        "processes": arguments.processes,
+        "gpus": arguments.gpus,
+        "gpu_memory_gb": arguments.gpu_memory,
+        "cpus": arguments.cpus,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -124,6 +137,41 @@ def cancel(arguments: argparse.Namespace) -> None:
     """Ask for the end of a job."""
     job = connect().post(f"{address(arguments.id)}/cancel")
     print(f"{job['id']} is {job['status']}.")
+
+
+def stop(arguments: argparse.Namespace) -> None:
+    """Ask for an early end that counts."""
+    tell(arguments.id, "stop")
+
+
+def pause(arguments: argparse.Namespace) -> None:
+    """Ask for the slot back."""
+    tell(arguments.id, "pause")
+
+
+def resume(arguments: argparse.Namespace) -> None:
+    """Queue it again."""
+    tell(arguments.id, "resume")
+
+
+def priority(arguments: argparse.Namespace) -> None:
+    """Move it within the queue."""
+    tell(arguments.id, "priority", {"priority": arguments.priority})
+
+
+def tell(job_id: str, verb: str, body: dict[str, Any] | None = None) -> None:
+    """Do that to a training job, and say what it is now."""
+    job = connect().post(f"{JOBS}/{job_id}/{verb}", body)
+    place = f", number {job['x_queue_position']} in the queue" if job["x_queue_position"] else ""
+    print(f"{job['id']} is {job['x_state']}{place}.")
+
+
+def retry(arguments: argparse.Namespace) -> None:
+    """Submit it again; the new id is the last line."""
+    body = {"checkpoint": arguments.checkpoint} if arguments.checkpoint else {}
+    job = connect().post(f"{JOBS}/{arguments.id}/retry", body)
+    print(f"Submitted; its page: {job['x_page']}")
+    print(job["id"])
 
 
 def download(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ import re
 import pytest
 from sqlmodel import func, select
 
-from shared import jobs
 from shared.columns import now
 from shared.db import transaction
 from shared.settings import settings
@@ -21,6 +20,7 @@ from tests.factories import (
     stored,
 )
 from tests.visitor import error_of
+from web import waiting
 
 
 def order(alpha, **more):
@@ -253,7 +253,7 @@ def test_a_database_that_is_away_is_a_503_that_may_be_repeated(alpha, monkeypatc
     def away(*_, **__):
         raise OperationalError("SELECT 1", {}, Exception("gone"))
 
-    monkeypatch.setattr(jobs, "position", away)
+    monkeypatch.setattr(waiting, "outlook", away)
     job = alpha.api.ask("POST", "/fine_tuning/jobs", 503, json=order(alpha))
     assert error_of(job.json)["code"] == "unavailable"
     assert job.headers["Retry-After"]

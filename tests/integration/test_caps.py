@@ -1,5 +1,6 @@
 """What a team may occupy, what a worker has, and whose turn it is: exact however many ask at once."""
 
+import json
 import random
 import threading
 from collections import Counter, defaultdict
@@ -16,7 +17,6 @@ from shared import caps, jobs, ranking, resources
 from shared.db import transaction
 from shared.errors import Refused
 from shared.resources import Offer
-from shared.settings import settings
 from shared.tables import Attempt, Job, Kind, Outcome, Slot, State
 from tests.factories import a_job, a_team, a_worker
 
@@ -38,6 +38,13 @@ def claims(db, worker, most=50):
     while len(got) < most and (attempt := jobs.claim(db, worker.id, "compute")):
         got.append(attempt.job_id)
     return got
+
+
+def claimed(db, worker):
+    """The next attempt; there is one."""
+    attempt = jobs.claim(db, worker.id, "compute")
+    assert attempt is not None
+    return attempt
 
 
 def test_a_team_never_occupies_more_slots_than_its_cap(db, team):
@@ -167,8 +174,6 @@ def said_by_sql(stack):
     with engine().connect() as connection:
 
         def said(needs, offer):
-            import json
-
             return tuple(connection.execute(asked, offer.values | {"needs": json.dumps(needs)}).one())
 
         yield said
@@ -305,10 +310,10 @@ def test_teams_get_equal_shares_of_200_claimers_over_10_000_jobs():
 def test_a_running_job_is_overdue_once_all_its_attempts_took_longer_than_it_may(db, team):
     worker = a_worker(db)
     queued(db, team, max_run_seconds=100)
-    first = jobs.claim(db, worker.id, "compute")
+    first = claimed(db, worker)
     first.started_at -= timedelta(seconds=60)
     jobs.release(db, first.lease_id, "drain")
-    second = jobs.claim(db, worker.id, "compute")
+    second = claimed(db, worker)
     assert jobs.renew(db, second.lease_id) == jobs.Orders()
     second.started_at -= timedelta(seconds=60)
     db.flush()
@@ -339,7 +344,7 @@ def test_a_waiting_job_moves_with_its_priority_and_a_running_one_does_not(db, te
 
 def a_training(db, team, worker):
     job = a_job(db, team)
-    attempt = jobs.claim(db, worker.id, "compute")
+    attempt = claimed(db, worker)
     jobs.stop(db, job, "somebody")
     assert jobs.renew(db, attempt.lease_id) == jobs.Orders(stop=True)
     return job, attempt
@@ -361,4 +366,3 @@ def test_a_stopped_training_that_cannot_end_properly_is_cancelled_and_not_tried_
 def test_a_stop_of_what_does_not_train_now_cancels_it(db, team):
     (job,) = queued(db, team)
     assert jobs.stop(db, job, "somebody").state == State.CANCELLED
-    assert settings().hang_seconds == 600

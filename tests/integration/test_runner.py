@@ -204,7 +204,9 @@ def test_a_drained_worker_gives_its_job_back_with_a_checkpoint(team, tiny, machi
     assert kept(job.id)
 
 
-def test_a_worker_that_is_drained_from_outside_gives_its_job_back_until_it_takes_jobs_again(team, tiny, machine):
+def test_a_worker_that_is_drained_from_outside_gives_its_job_back_until_it_takes_jobs_again(
+    team, tiny, machine
+):
     job = submitted(team, tiny, epochs=100, checkpoints=1)
     thread = in_background(machine)
     until(lambda: steps(job.id), what="a step")

@@ -1,0 +1,287 @@
+"""Why a waiting job waits: its place, who goes first and why, and about when it starts.
+
+Of other teams' jobs only their number is told. The expected start is a reckoning from what the running jobs
+say of themselves and from how long jobs took lately: where neither is known, nothing is claimed.
+"""
+
+import heapq
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sqlmodel import Session, col, func, select
+
+from shared import caps, ranking, resources, workers
+from shared.columns import now
+from shared.tables import Attempt, Job, JobDependency, Outcome, Slot, State, Worker
+from web.words import plural, span
+
+LATELY = timedelta(days=14)
+PAST = 200  # ended attempts from which the usual length is told
+NAMED = 3  # own jobs ahead that are named
+HELD = "It waits for another job to end."
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Who goes first, in a sentence; the own job that it is about."""
+
+    said: str
+    job: Job | None = None
+
+
+@dataclass
+class Outlook:
+    """What is known of a waiting job. `seconds` until it starts; None: not known yet."""
+
+    reason: str
+    position: int | None = None
+    seconds: float | None = None
+    held_by: list[Job] = field(default_factory=list)
+    ahead: list[Ahead] = field(default_factory=list)
+
+    @property
+    def place(self) -> str:
+        """Its position in words."""
+        if self.position is None:
+            return "–"
+        most = ranking.MOST_COUNTED
+        return f"{self.position:,}" if self.position <= most else f"over {most:,}"
+
+
+@dataclass
+class Scene:
+    """One class of slot at this moment, read once for every job that waits for it."""
+
+    slot: Slot
+    workers: list[Worker]  # alive
+    free: dict[str, int]  # of those that take jobs: {worker: free slots}
+    caps: dict[str | None, int]
+    occupied: dict[str, int]
+    used: dict[str, float]  # {team: seconds within the last day}
+    running: list[tuple[str, int, float | None]]  # (team, slots, seconds left)
+    usual: float | None  # seconds that a job takes
+
+
+def scene(db: Session, slot: Slot) -> Scene:
+    """How things stand for jobs of that class."""
+    alive = list(workers.alive(db))
+    takers = [w for w in alive if w.draining_at is None and not w.note]
+    busy = workers.taken(db, slot, [w.id for w in takers])
+    usual = usual_length(db, slot)
+    return Scene(
+        slot=slot,
+        workers=alive,
+        free={w.id: max(0, w.slots.get(str(slot), 0) - busy[w.id]) for w in takers},
+        caps=caps.of(db, slot),
+        occupied=caps.occupied(db, slot),
+        used=ranking.used(db, str(slot)),
+        running=running(db, slot, usual),
+        usual=usual,
+    )
+
+
+def usual_length(db: Session, slot: Slot) -> float | None:
+    """The median length of the last attempts that succeeded, whoever's they were."""
+    took = func.extract("epoch", col(Attempt.ended_at) - col(Attempt.started_at))
+    ended = (
+        select(took)
+        .where(Attempt.outcome == Outcome.SUCCEEDED, col(Attempt.ended_at) > now() - LATELY)
+        .where(col(Attempt.slots)[0].astext == str(slot))
+    )
+    lengths = [float(length) for length in db.exec(ended.order_by(col(Attempt.ended_at).desc()).limit(PAST))]
+    return statistics.median(lengths) if lengths else None
+
+
+def running(db: Session, slot: Slot, usual: float | None) -> list[tuple[str, int, float | None]]:
+    """[(team, slots, seconds left)] of what runs: by its own reckoning, else by the usual length."""
+    found = select(Job, Attempt).join(Attempt, col(Attempt.id) == Job.attempt_id)
+    told = []
+    for job, attempt in db.exec(found.where(Job.slot == slot, Job.state == State.RUNNING)):
+        left = job.progress.get("eta_seconds")
+        gone = (now() - attempt.started_at).total_seconds()
+        if left is None and usual is not None and gone < usual:
+            left = usual - gone
+        told.append((job.team_id, len(attempt.slots), float(left) if left is not None else None))
+    return told
+
+
+def outlook(db: Session, job: Job, at: Scene | None = None) -> Outlook:
+    """Everything that is known of a waiting job."""
+    at = at or scene(db, job.slot)
+    held_by = held_back(db, job)
+    if held_by:
+        return Outlook(HELD, held_by=held_by)
+    own, others = ranking.ahead(db, job)
+    reason, never = why(job, at, own + others)
+    told = Outlook(reason, own + others + 1, ahead=sentences(db, job, at, own, others))
+    if not never:
+        told.seconds = seconds(job, at, own, others)
+    return told
+
+
+def held_back(db: Session, job: Job) -> list[Job]:
+    """The unfinished jobs that it waits for."""
+    found = select(Job).join(JobDependency, col(JobDependency.waits_for_id) == Job.id)
+    return list(db.exec(found.where(JobDependency.job_id == job.id, Job.state != State.SUCCEEDED)).all())
+
+
+# --- why --------------------------------------------------------------------------------------------
+
+
+def why(job: Job, at: Scene, before: int) -> tuple[str, bool]:
+    """In a sentence, why it does not run yet; and whether it never will as things stand."""
+    if job.run_after and job.run_after > now():
+        rests = span((job.run_after - now()).total_seconds())
+        return f"It failed in a way that passes, and rests for {rests} before the next try.", False
+    if lacking := what_lacks(job, at):
+        return lacking, True
+    takes = narrowest(job, at)
+    if capped := at_cap(job, at, takes):
+        return capped, takes > at.caps.get(job.team_id, takes) or takes > at.caps.get(None, takes)
+    free = max((n for w, n in at.free.items() if fits(job, worker_of(at, w))), default=0)
+    if free >= takes and not before:
+        return "A slot is free; it starts within moments.", False
+    if free >= takes:
+        return f"Slots are free; {plural(before, 'job goes', 'jobs go')} first.", False
+    if takes > 1 and any(at.free.values()):
+        return f"It takes {takes} slots of one worker at once, and none has as many free.", False
+    first = f"{plural(before, 'job goes', 'jobs go')} first." if before else "it is next."
+    return f"Every {job.slot} slot that could hold it is taken; {first}", False
+
+
+def what_lacks(job: Job, at: Scene) -> str:
+    """What no worker has, in a sentence; empty where one has it all."""
+    offering = [w for w in at.workers if w.slots.get(str(at.slot))]
+    if not offering:
+        return f"No worker that is alive offers a {at.slot} slot."
+    able = [w for w in offering if fits(job, w)]
+    if not able:
+        return f"It needs {resources.said(job.resources)}, and no worker that is alive has that."
+    if not any(w.id in at.free for w in able):
+        return "Every worker that could run it takes no jobs just now: see the workers on the queue page."
+    return ""
+
+
+def at_cap(job: Job, at: Scene, takes: int) -> str:
+    """Which cap holds it back, in a sentence; empty for none."""
+    own, every = at.caps.get(job.team_id), at.caps.get(None)
+    mine, together = at.occupied.get(job.team_id, 0), sum(at.occupied.values())
+    if own is not None and takes > own:
+        return f"It takes {plural(takes, 'slot')}, and your team may occupy {own} at once. An operator can raise the cap."
+    if own is not None and mine + takes > own:
+        return f"Your team occupies {mine} of the {own} {at.slot} slots that it may; one of its own jobs has to end first."
+    if every is not None and together + takes > every:
+        return f"All teams together occupy {together} of the {every} {at.slot} slots that they may."
+    return ""
+
+
+def fits(job: Job, worker: Worker) -> bool:
+    """Whether that worker could run it."""
+    return resources.fits(job.resources, resources.offer(worker, job.slot))
+
+
+def worker_of(at: Scene, worker_id: str) -> Worker:
+    """The worker of that id."""
+    return next(worker for worker in at.workers if worker.id == worker_id)
+
+
+def narrowest(job: Job, at: Scene) -> int:
+    """How many slots it takes where it takes the fewest."""
+    able = [resources.offer(w, job.slot) for w in at.workers if fits(job, w)]
+    return min((resources.takes(job.resources, has) for has in able), default=1)
+
+
+# --- who goes first ---------------------------------------------------------------------------------
+
+
+def sentences(db: Session, job: Job, at: Scene, own: int, others: int) -> list[Ahead]:
+    """Who goes first and why: own jobs by name, others by number."""
+    told = [Ahead(why_before(job, first), first) for first in own_before(db, job)]
+    if own > len(told):
+        told.append(Ahead(f"{plural(own - len(told), 'more job')} of your team."))
+    if others:
+        whose = f"{plural(others, 'job')} of other teams: teams take turns, the one that used least first."
+        hours = at.used.get(job.team_id, 0.0)
+        told.append(Ahead(whose + (f" Yours used {span(hours)} within the last day." if hours else "")))
+    return told
+
+
+def own_before(db: Session, job: Job) -> list[Job]:
+    """The team's first jobs before this one."""
+    before = (Job.rank_at < job.rank_at) | ((Job.rank_at == job.rank_at) & (Job.id < job.id))
+    found = select(Job).where(
+        Job.team_id == job.team_id, Job.slot == job.slot, Job.state == State.QUEUED, before
+    )
+    return list(db.exec(found.order_by(col(Job.rank_at), col(Job.id)).limit(NAMED)).all())
+
+
+def why_before(job: Job, first: Job) -> str:
+    """Why that job of the same team goes first."""
+    if first.priority > job.priority:
+        return f"its priority is higher, {first.priority} against {job.priority}"
+    if first.priority < job.priority:
+        return (
+            f"it has waited for so much longer that its lower priority, {first.priority}, no longer matters"
+        )
+    return "it was submitted earlier"
+
+
+# --- when -------------------------------------------------------------------------------------------
+
+
+def seconds(job: Job, at: Scene, own: int, others: int) -> float | None:
+    """About how long until it starts; None: not known yet."""
+    takes = narrowest(job, at)
+    everywhere = [left for _, slots, left in at.running for _ in range(slots)]
+    starts = reckoned(everywhere, sum(at.free.values()), at.caps.get(None), own + others, takes, at.usual)
+    if (cap := at.caps.get(job.team_id)) is not None and starts is not None:
+        mine = [left for team, slots, left in at.running if team == job.team_id for _ in range(slots)]
+        within = reckoned(mine, max(0, cap - len(mine)), cap, own, takes, at.usual)
+        starts = None if within is None else max(starts, within)
+    if job.run_after and starts is not None:
+        starts = max(starts, (job.run_after - now()).total_seconds())
+    return starts
+
+
+def reckoned(
+    left: list[float | None], free: int, cap: int | None, before: int, takes: int, usual: float | None
+) -> float | None:
+    """When `takes` slots are free for the job after `before` others, each of which takes the usual time.
+
+    `left` holds the seconds that each occupied slot is busy still.
+    """
+    if cap is not None:
+        free = min(free, max(0, cap - len(left)))
+    if free >= before + takes:
+        return 0.0
+    if any(rest is None for rest in left) or (usual is None and before):
+        return None
+    slots = sorted([0.0] * free + [max(0.0, rest) for rest in left if rest is not None])
+    for _ in range(before):
+        if not slots:
+            return None
+        heapq.heappush(slots, heapq.heappop(slots) + (usual or 0.0))
+    return heapq.nsmallest(takes, slots)[-1] if len(slots) >= takes else None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Slots of a class that are occupied and may be, and the seconds of them used within the last day."""
+
+    occupied: int
+    cap: int | None
+    used: float
+
+
+def usage(db: Session, slot: Slot) -> Callable[[str | None], Usage]:
+    """(team, or None for all together) → its usage of that class, read once."""
+    occupied, used, allowed = caps.occupied(db, slot), ranking.used(db, str(slot)), caps.of(db, slot)
+
+    def of(team_id: str | None) -> Usage:
+        if team_id is None:
+            return Usage(sum(occupied.values()), allowed.get(None), sum(used.values()))
+        return Usage(occupied.get(team_id, 0), allowed.get(team_id), used.get(team_id, 0.0))
+
+    return of
