@@ -114,29 +114,7 @@ def dataset_commands(commands: Any) -> None:
 
 def job_commands(commands: Any) -> None:
     job = group(commands, "job", "Jobs.")
-    submit = command(job, "submit", "jobs:submit", "Submit a training job; prints its id (last line).")
-    submit.add_argument("--recipe", default="sft", help="the training method (%(default)s)")
-    submit.add_argument(
-        "--base-model", help="id, or the name of a fine-tuned model; the recipe's own where not given"
-    )
-    submit.add_argument("--data", required=True, help="a file to upload, or the id of a file or dataset")
-    submit.add_argument("--validation", help="likewise; a part of --data is held out where not given")
-    submit.add_argument("--name", default="", help="becomes part of the fine-tuned model's name")
-    submit.add_argument("--seed", type=int)
-    submit.add_argument("--processes", type=int, help="train it together, each on a share of every step")
-    submit.add_argument("--gpus", type=int, help="that its worker must have")
-    submit.add_argument("--gpu-memory", type=int, metavar="GB", help="that each of them must have")
-    submit.add_argument("--cpus", type=int, help="cores that its worker must have")
-    submit.add_argument("--priority", type=int, help="from -100 to 100, within the team's queue")
-    submit.add_argument("--max-hours", type=float, help="then it is stopped, its checkpoint kept")
-    submit.add_argument("--watch", action="store_true", help="stay until it has finished")
-    submit.set_defaults(knobs=True)
-    submit.epilog = (
-        "The recipe's own knobs are flags too: burnish job submit --recipe sft --knobs lists them."
-    )
-    submit.add_argument(
-        "--knobs", dest="list_knobs", action="store_true", help="list the recipe's knobs and exit"
-    )
+    submit_command(job)
     evaluate = command(
         job,
         "evaluate",
@@ -190,6 +168,32 @@ def job_commands(commands: Any) -> None:
     download.add_argument("--to", help="folder (the job's id where not given)")
     download.add_argument("--checkpoint", help="its id; the job's best where not given")
     download.add_argument("--form", choices=("merged", "gguf"), help="the full model; one GGUF file")
+
+
+def submit_command(job: Any) -> None:
+    submit = command(job, "submit", "jobs:submit", "Submit a training job; prints its id (last line).")
+    submit.add_argument("--recipe", default="sft", help="the training method (%(default)s)")
+    submit.add_argument(
+        "--base-model", help="id, or the name of a fine-tuned model; the recipe's own where not given"
+    )
+    submit.add_argument("--data", required=True, help="a file to upload, or the id of a file or dataset")
+    submit.add_argument("--validation", help="likewise; a part of --data is held out where not given")
+    submit.add_argument("--name", default="", help="becomes part of the fine-tuned model's name")
+    submit.add_argument("--seed", type=int)
+    submit.add_argument("--processes", type=int, help="train it together, each on a share of every step")
+    submit.add_argument("--gpus", type=int, help="that its worker must have")
+    submit.add_argument("--gpu-memory", type=int, metavar="GB", help="that each of them must have")
+    submit.add_argument("--cpus", type=int, help="cores that its worker must have")
+    submit.add_argument("--priority", type=int, help="from -100 to 100, within the team's queue")
+    submit.add_argument("--max-hours", type=float, help="then it is stopped, its checkpoint kept")
+    submit.add_argument("--watch", action="store_true", help="stay until it has finished")
+    submit.set_defaults(knobs=True)
+    submit.epilog = (
+        "The recipe's own knobs are flags too: burnish job submit --recipe sft --knobs lists them."
+    )
+    submit.add_argument(
+        "--knobs", dest="list_knobs", action="store_true", help="list the recipe's knobs and exit"
+    )
 
 
 def schedule_commands(commands: Any) -> None:

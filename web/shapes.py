@@ -4,8 +4,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.resources import MOST_CPUS, MOST_GIGABYTES, MOST_PROCESSES
+from web.queue_shapes import Prioritise, Resources, Retry
 from web.wire import Paging, Request
+
+__all__ = ["Prioritise", "Retry"]  # an API's shapes, from here too
 
 Order = Literal["asc", "desc"]
 Labels = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
@@ -83,31 +85,6 @@ class FilesAsked(Paging):
     purpose: str | None = None
 
 
-class Resources(Request):
-    """What a job runs on."""
-
-    processes: int = Field(
-        1,
-        description="Processes that train it together, each on a share of every step; on GPUs, one each.",
-        json_schema_extra={"minimum": 1, "maximum": MOST_PROCESSES},
-    )
-    gpus: int = Field(
-        0,
-        description="GPUs that the worker must have; with 0 any worker will do.",
-        json_schema_extra={"minimum": 0, "maximum": MOST_PROCESSES},
-    )
-    gpu_memory_gb: int = Field(
-        0,
-        description="Memory that each of the worker's GPUs must have.",
-        json_schema_extra={"minimum": 0, "maximum": MOST_GIGABYTES},
-    )
-    cpus: int = Field(
-        0,
-        description="CPU cores that the worker must have.",
-        json_schema_extra={"minimum": 0, "maximum": MOST_CPUS},
-    )
-
-
 class CreateJob(Request):
     """A fine-tuning job. `method` names the recipe; without one it is `supervised`."""
 
@@ -135,21 +112,6 @@ class CreateJob(Request):
         description="After running for longer it is stopped, with its checkpoint kept; the team's where not given.",
     )
     resources: Resources | None = None
-
-
-class Prioritise(Request):
-    """Where a waiting job stands within its team's queue."""
-
-    priority: int = Field(ge=-100, le=100, description="A step is worth ten minutes of waiting.")
-
-
-class Retry(Request):
-    """How an ended job is tried again."""
-
-    checkpoint: str | None = Field(
-        None,
-        description="Id of one of its checkpoints, to go on from; «last» for the newest; else from the start.",
-    )
 
 
 class QueueFacts(Shape):

@@ -100,7 +100,9 @@ def test_old_style_hyperparameters_and_auto_are_understood(alpha):
         ({"hyperparameters": {"n_epoch": 3}}, 400, "hyperparameters.n_epoch", "unknown_parameter"),
         ({"resources": {"processes": 0}}, 400, "resources.processes", "invalid_value"),
         ({"resources": {"processes": "2"}}, 400, "resources.processes", "invalid_type"),
-        ({"resources": {"gpus": 2}}, 400, "resources.gpus", "unknown_parameter"),
+        ({"resources": {"tpus": 2}}, 400, "resources.tpus", "unknown_parameter"),
+        ({"resources": {"gpus": 99}}, 400, "resources.gpus", "invalid_value"),
+        ({"x_max_run_seconds": 1}, 400, "x_max_run_seconds", "invalid_value"),
         ({"integrations": [{"type": "wandb"}]}, 400, "integrations", "invalid_value"),
         (
             {"method": {"type": "supervised", "supervised": {"hyperparameters": {"learning_rate": 1e9}}}},
