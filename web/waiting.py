@@ -115,10 +115,10 @@ def outlook(db: Session, job: Job, at: Scene | None = None) -> Outlook:
         return Outlook(HELD, held_by=held_by)
     own, others = ranking.ahead(db, job)
     reason, never = why(job, at, own + others)
-    told = Outlook(reason, own + others + 1, ahead=sentences(db, job, at, own, others))
-    if not never:
-        told.seconds = seconds(job, at, own, others)
-    return told
+    if never:
+        return Outlook(reason, own + others + 1)
+    told = sentences(db, job, at, own, others)
+    return Outlook(reason, own + others + 1, seconds(job, at, own, others), ahead=told)
 
 
 def held_back(db: Session, job: Job) -> list[Job]:
