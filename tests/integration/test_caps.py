@@ -60,7 +60,7 @@ def test_a_team_never_occupies_more_slots_than_its_cap(db, team):
 
 def test_the_cap_of_all_teams_holds_for_all_together(db, team):
     worker, other = a_worker(db), a_team(db)
-    queued(db, team, 3)
+    queued(db, team, 5)
     queued(db, other, 3)
     caps.put(db, Slot.COMPUTE, 4)
     caps.put(db, Slot.COMPUTE, 1, other.id)

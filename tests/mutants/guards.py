@@ -7,6 +7,7 @@ from dataclasses import dataclass
 JOBS = "tests/integration/test_jobs.py::"
 ZYGOTE = "tests/unit/test_zygote.py::"
 QUEUE = "tests/integration/test_queue.py::"
+CAPS = "tests/integration/test_caps.py::"
 RUNNER = "tests/integration/test_runner.py::"
 
 
@@ -54,7 +55,7 @@ GUARDS = [
     Guard(
         "outage guard: the server's start",
         "after an outage of the database no running job is queued again",
-        "shared/jobs.py",
+        "shared/reaper.py",
         "if not mine or float(db.connection().execute(up).scalar_one()) < lease:",
         "if not mine:",
         (JOBS + "test_nothing_is_reaped_within_a_lease_of_the_databases_start",),
@@ -62,7 +63,7 @@ GUARDS = [
     Guard(
         "outage guard: most leases at once",
         "the same where the database was up and nobody could reach it",
-        "shared/jobs.py",
+        "shared/reaper.py",
         "patience = lease if mark_suspects(db, lease / 4) else 1.5 * settings().heartbeat_seconds",
         "mark_suspects(db, lease / 4)\n    patience = 1.5 * settings().heartbeat_seconds",
         (JOBS + "test_when_most_leases_run_out_at_once_the_reaper_waits_another_lease",),
@@ -70,7 +71,7 @@ GUARDS = [
     Guard(
         "suspicion before the reaping",
         "a worker that was late for a moment keeps its job",
-        "shared/jobs.py",
+        "shared/reaper.py",
         "a.suspect_since < clock_timestamp() - make_interval(secs => :patience)",
         "a.suspect_since < clock_timestamp() + make_interval(secs => :patience)",
         (JOBS + "test_a_lost_lease_queues_the_job_again",),
@@ -106,6 +107,54 @@ GUARDS = [
         "                .with_for_update(skip_locked=True)\n",
         "",
         (JOBS + "test_a_job_that_somebody_cancels_just_now_is_passed_over_without_waiting",),
+    ),
+    Guard(
+        "lock of a claim",
+        "no cap is exceeded however many claim at once",
+        "shared/jobs.py",
+        "    caps.lock(db, slot)\n",
+        "",
+        (CAPS + "test_no_cap_is_exceeded_while_many_claim_and_finish",),
+    ),
+    Guard(
+        "cap of a team",
+        "a team occupies no more slots than it may",
+        "shared/ranking.py",
+        "least(:free, c.slots - coalesce(h.slots, 0),",
+        "least(:free,",
+        (CAPS + "test_a_team_never_occupies_more_slots_than_its_cap",),
+    ),
+    Guard(
+        "cap of all teams",
+        "all teams together occupy no more slots than they may",
+        "shared/ranking.py",
+        "- coalesce((SELECT sum(slots) FROM held), 0))",
+        "+ 1000)",
+        (CAPS + "test_the_cap_of_all_teams_holds_for_all_together",),
+    ),
+    Guard(
+        "slots of a worker",
+        "a worker holds no more attempts than it has slots",
+        "shared/workers.py",
+        "    free = has.slots - taken(db, slot, [worker_id])[worker_id]\n",
+        "    free = has.slots\n",
+        (CAPS + "test_a_worker_holds_no_more_attempts_than_it_has_slots",),
+    ),
+    Guard(
+        "needs of a job",
+        "a job that needs GPUs goes to a worker that has them",
+        "shared/ranking.py",
+        "AND {TAKES} <= room.slots AND {FITS} AND {READY}",
+        "AND {TAKES} <= room.slots AND {READY}",
+        (CAPS + "test_a_job_that_needs_gpus_goes_to_a_worker_that_has_them",),
+    ),
+    Guard(
+        "longest run",
+        "a job that runs for longer than it may is ended",
+        "shared/leases.py",
+        "coalesce(j.max_run_seconds < (",
+        "coalesce(NULL < (",
+        (CAPS + "test_a_running_job_is_overdue_once_all_its_attempts_took_longer_than_it_may",),
     ),
     Guard(
         "row as the commit point",
@@ -209,9 +258,9 @@ GUARDS = [
     Guard(
         "a draining worker claims nothing",
         "a worker that is to go gets no new job",
-        "shared/jobs.py",
-        "    if db.exec(draining).first() is not None:\n        return None\n",
-        "    db.exec(draining)\n",
+        "shared/workers.py",
+        "if worker is None or worker.draining_at is not None:",
+        "if worker is None:",
         (JOBS + "test_a_draining_worker_gets_nothing",),
     ),
     Guard(
