@@ -39,7 +39,7 @@ PREFERRED = {
 }
 GIVEN = {"postgres": "DATABASE_URL", "valkey": "REDIS_URL", "seaweedfs": "S3_ENDPOINT"}
 TIER = 1  # above the servers
-WEB_THREADS = 32  # every open live page holds one
+WEB_THREADS = 640  # at most; every open live page holds one
 WORKER_STOP_SECONDS = 40  # a trainer finishes its step and writes a checkpoint
 
 

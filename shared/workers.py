@@ -23,11 +23,10 @@ def register(db: Session, worker: Worker) -> Worker:
 
 def beat(db: Session, worker_id: str, note: str = "") -> bool:
     """The worker's sign of life, with the reason why it claims nothing just now; False: it has no row."""
-    worker = db.exec(select(Worker).where(Worker.id == worker_id).with_for_update()).one_or_none()
-    if worker is None:
-        return False
-    worker.heartbeat_at, worker.note, worker.stopped_at = clock(db), note, None
-    return True
+    seen = text(
+        "UPDATE workers SET heartbeat_at = clock_timestamp(), note = :note, stopped_at = NULL WHERE id = :id"
+    )
+    return db.connection().execute(seen, {"note": note, "id": worker_id}).rowcount == 1
 
 
 def drain(db: Session, worker_id: str) -> Worker:

@@ -28,8 +28,8 @@ pages = Blueprint("stream", __name__)
 
 INTERVAL = 0.5  # seconds between two looks at the database
 KEEP_ALIVE = 10
-LONGEST = 30  # seconds of one stream; the browser reconnects with Last-Event-ID
-PLACES = 24  # streams at once in a process: each holds a thread
+LONGEST = 60  # seconds of one stream; the browser reconnects with Last-Event-ID
+PLACES = 600  # streams at once in a process: each holds a thread, of which some stay for everything else
 BATCH = 500
 WAITING = 1000  # messages that a slow follower may be behind before it is let go
 
@@ -145,24 +145,20 @@ def asked_cursor() -> int:
 def messages(follower: Follower, cursor: int, first: dict[str, Any]) -> Iterator[str]:
     """What goes down the wire, each event once and in order."""
     ends = time.monotonic() + LONGEST
-    spoken = time.monotonic()
     try:
         yield "retry: 1000\n\n" + message("job", None, json.dumps(first))
         for event in missed(follower.job_id, cursor):
             cursor = event.id or cursor
             yield message("event", event.id, as_json(event))
-        while time.monotonic() < ends:
+        while (left := ends - time.monotonic()) > 0:
             try:
-                kind, number, data = follower.inbox.get(timeout=1)
+                kind, number, data = follower.inbox.get(timeout=min(KEEP_ALIVE, left))
             except queue.Empty:
-                if time.monotonic() - spoken > KEEP_ALIVE:
-                    spoken = time.monotonic()
-                    yield ": still here\n\n"
+                yield ": still here\n\n"
                 continue
             if number is not None and number <= cursor:
                 continue  # read already while catching up
             cursor = number if number is not None else cursor
-            spoken = time.monotonic()
             yield message(kind, number, data)
     finally:
         POLLER.leave(follower)
@@ -205,6 +201,6 @@ def as_json(event: Event) -> str:
 
 def summary(job: Job) -> dict[str, Any]:
     """What makes the page worth fetching again when it changes: `mark`; and whether it has ended."""
-    asked = bool(job.cancel_requested_at), bool(job.pause_requested_at)
+    asked = bool(job.cancel_requested_at), bool(job.pause_requested_at), bool(job.stop_requested_at)
     mark = f"{job.state}/{job.stage}/{job.attempts}/{asked}/{job.best_checkpoint_id}"
     return {"state": job.state.value, "stage": job.stage, "final": job.state in FINAL, "mark": mark}

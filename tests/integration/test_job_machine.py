@@ -2,7 +2,6 @@
 
 from collections import Counter
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -75,10 +74,15 @@ class Life(RuleBasedStateMachine):
     )
     def submit(self, number, kind, processes):
         needs = {"processes": processes if kind is not Kind.EXPORT else 1}
+        self.enter(self.pick(self.teams, number), kind, resources=needs)
+
+    def enter(self, team, kind, **fields):
+        """A queued job, ranked by its age."""
         at = jobs.clock(self.db)
-        known: dict[str, Any] = {"created_at": at, "rank_at": at}
-        known |= {"dataset_version_id": None, "base_model_id": None} if kind is Kind.TRAIN else {}
-        self.jobs.append(a_job(self.db, self.pick(self.teams, number), kind, resources=needs, **known))
+        fields |= {"created_at": at, "rank_at": at}
+        if kind is Kind.TRAIN:
+            fields |= {"dataset_version_id": None, "base_model_id": None}
+        self.jobs.append(a_job(self.db, team, kind, **fields))
 
     @rule(number=PICK, slot=SLOTS)
     def claim(self, number, slot):
@@ -153,10 +157,7 @@ class Life(RuleBasedStateMachine):
             job.kind is Kind.TRAIN
         ):  # going on from a checkpoint takes data and weights; tests of the runner do
             return
-        again = a_job(
-            self.db, self.pick(self.teams, number), job.kind, retry_of=job.id, resources=job.resources
-        )
-        self.jobs.append(again)
+        self.enter(self.pick(self.teams, number), job.kind, retry_of=job.id, resources=job.resources)
 
     @precondition(lambda self: self.believed)
     @rule(number=PICK)
