@@ -2,17 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
-from datetime import timedelta
 
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, select
 
+from shared import workers
 from shared.columns import now
 from shared.recipe import Recipe
 from shared.spec import Spec
-from shared.tables import DatasetVersion, Job, Kind, Ready, Slot, State, Worker
+from shared.tables import DatasetVersion, Job, Kind, Ready, Slot, State
+from web import waiting
 
 CHARACTERS_A_TOKEN = 4  # a rough mean over English text; the page says «about»
-ALIVE = timedelta(minutes=2)
 
 
 @dataclass
@@ -26,9 +26,7 @@ class Quote:
     tokens: int | None = None
     steps: int | None = None
     seconds: tuple[float, float] | None = None
-    ahead: int = 0
-    running: int = 0
-    workers: int = 0
+    outlook: waiting.Outlook | None = None
     missing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -53,7 +51,7 @@ def quote(
         characters = (told.tokens or 0) * CHARACTERS_A_TOKEN
         told.steps = steps(recipe.examples(told.trained, characters, spec), spec)
         told.seconds = past_pace(db, team_id, recipe, base_model_id, told.steps * spec.batch_size)
-    _look_at_the_queue(db, told)
+    _look_at_the_queue(db, team_id, told)
     return told
 
 
@@ -110,13 +108,9 @@ def past_pace(
     return (min(paces) * examples, max(paces) * examples) if paces else None
 
 
-def _look_at_the_queue(db: Session, told: Quote) -> None:
-    compute = (Job.slot == Slot.COMPUTE, col(Job.deleted_at).is_(None))
-    told.ahead = db.exec(select(func.count()).where(*compute, Job.state == State.QUEUED)).one()
-    told.running = db.exec(select(func.count()).where(*compute, Job.state == State.RUNNING)).one()
-    alive = select(func.count()).where(
-        col(Worker.heartbeat_at) > now() - ALIVE, col(Worker.stopped_at).is_(None)
-    )
-    told.workers = db.exec(alive).one()
-    if not told.workers:
+def _look_at_the_queue(db: Session, team_id: str, told: Quote) -> None:
+    """As if the job were submitted now."""
+    draft = Job(id="", team_id=team_id, kind=Kind.TRAIN, slot=Slot.COMPUTE, rank_at=now())
+    told.outlook = waiting.outlook(db, draft)
+    if not any(worker.slots.get(Slot.COMPUTE.value) for worker in workers.alive(db)):
         told.warnings.append("No worker is running just now; the job waits until one is.")
