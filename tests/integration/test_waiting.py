@@ -7,8 +7,8 @@ import pytest
 from sqlmodel import select
 
 from shared import caps, jobs, workers
-from shared.db import transaction
 from shared.columns import now
+from shared.db import transaction
 from shared.tables import Attempt, Cap, Job, Kind, Outcome, Role, Slot, State, Worker
 from tests.factories import a_checkpoint, a_job, a_team, a_user, a_worker, an_attempt
 from tests.integration.test_cli import burnish, last_line
