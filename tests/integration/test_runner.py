@@ -38,6 +38,7 @@ from tests.factories import CHAT, a_base_model, a_dataset, a_file, a_team, tiny_
 from tests.services import until
 from worker import janitor, runner
 from worker.machine import Machine
+from worker.slots import Slots
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +260,28 @@ def test_a_training_that_takes_too_long_fails_and_another_goes_on_from_its_check
     assert attempts(follows.id)[0].start_step == last.step
     assert min(steps(follows.id)) == last.step + 1
     assert weights(follows.id) == weights(undisturbed.id) != {}
+
+
+@pytest.fixture
+def two_slots(machine, tmp_path, monkeypatch):
+    """The worker offers two compute slots meanwhile."""
+    counts = {Slot.COMPUTE: 2, Slot.LIGHT: 1}
+    monkeypatch.setattr(machine, "counts", counts)
+    monkeypatch.setattr(machine, "slots", Slots(tmp_path / "slots", counts))
+    machine.register()
+    yield machine
+    monkeypatch.undo()
+    machine.register()
+
+
+def test_a_job_of_two_processes_occupies_two_slots_while_it_runs(team, tiny, two_slots):
+    job = submitted(team, tiny, epochs=1, checkpoints=1)
+    with transaction() as db:
+        db.get_one(Job, job.id).resources = {"processes": 2}
+    assert two_slots.look(Slot.COMPUTE)
+    assert again(job.id).state == State.SUCCEEDED
+    assert attempts(job.id)[0].slots == ["compute", "compute"]
+    assert [two_slots.slots.take(Slot.COMPUTE) for _ in range(3)] == [0, 1, None]
 
 
 def test_a_frozen_trainer_is_ended_and_tried_again(team, tiny, machine, monkeypatch):
