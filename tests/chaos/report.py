@@ -38,9 +38,11 @@ def soak(soaked: Soaked) -> None:
     write(SOAKS, table(SOAK_HEAD, [of_soak(soaked), *cells(SOAKS)][:KEPT_SOAKS]))
 
 
-def guards(rows: Sequence[tuple[str, str, str]]) -> None:
-    """The table of guards: name, what it is for, the tests that notice its removal."""
-    write(GUARDS, table(("guard", "what it is for", "without it, these turn red"), rows))
+def guards(tried: Sequence[tuple[str, str, str]], names: Sequence[str]) -> None:
+    """Renews these rows (name, what it is for, the tests that notice its removal); `names` are all guards, in order."""
+    rows = {line[0]: line for line in (*cells(GUARDS), *tried)}
+    known = [rows[name] for name in names if name in rows]
+    write(GUARDS, table(("guard", "what it is for", "without it, these turn red"), known))
 
 
 def of_figures(found: Figures | None) -> tuple[str, ...]:

@@ -38,8 +38,9 @@ def main() -> int:
             print(f"With every guard in place these are red already: {', '.join(red) or 'pytest itself'}.")
             return 1
         told = {guard.name: without(tree, guard) for guard in chosen}
-    if not (asked.keep or asked.only):
-        report.guards([(guard.name, guard.protects, ", ".join(told[guard.name])) for guard in chosen])
+    if not asked.keep:
+        rows = [(one.name, one.protects, ", ".join(told[one.name]) or "**none**") for one in chosen]
+        report.guards(rows, [one.name for one in GUARDS])
     alive = [name for name, red in told.items() if not red]
     print(f"{len(told) - len(alive)} of {len(told)} guards are watched by a test.")
     if alive:
