@@ -109,6 +109,7 @@ class World:
         with suppress(AssertionError):  # the first invariant says which did not end
             self.work.await_end(self.jobs, seconds)
         seen = Seen(self.work, self.jobs, dict(self.sampler.together), self.overlap, self.intervals)
+        seen.failures_expected = self.failures_expected
         seen.lines = audit.of(seen.ids)
         broken = [
             f"{name}: {problem}"

@@ -1,6 +1,6 @@
 """`make mutants`: removes one guard after the other in a copy of the tree and shows which test turns red.
 
-    python -m tests.mutants [--only WORD] [--keep]
+    python -m tests.mutants [--only PATTERN] [--keep]
 
 Ends with status 1 where a guard can be removed without any of its tests noticing. The table goes into
 docs/reliability.md.
@@ -27,25 +27,31 @@ RED, GREEN = 1, 0  # what pytest ends with
 def main() -> int:
     """The whole command."""
     parser = argparse.ArgumentParser(prog="make mutants")
-    parser.add_argument("--only", default="", help="guards whose name holds this word")
+    parser.add_argument("--only", default="", help="guards whose name matches this pattern")
     parser.add_argument("--keep", action="store_true", help="do not write docs/reliability.md")
     asked = parser.parse_args()
-    chosen = [guard for guard in GUARDS if asked.only in guard.name]
+    chosen = [guard for guard in GUARDS if re.search(asked.only, guard.name)]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = copied(Path(folder) / "tree")
         code, red = run(tree, [test for guard in chosen for test in guard.tests])
         if code != GREEN:
             print(f"With every guard in place these are red already: {', '.join(red) or 'pytest itself'}.")
             return 1
-        told = {guard.name: without(tree, guard) for guard in chosen}
-    if not asked.keep:
-        rows = [(one.name, one.protects, ", ".join(told[one.name]) or "**none**") for one in chosen]
-        report.guards(rows, [one.name for one in GUARDS])
+        told = {guard.name: noticed(tree, guard, keep=asked.keep) for guard in chosen}
     alive = [name for name, red in told.items() if not red]
     print(f"{len(told) - len(alive)} of {len(told)} guards are watched by a test.")
     if alive:
         print("Nothing noticed the removal of: " + ", ".join(alive))
     return 1 if alive else 0
+
+
+def noticed(tree: Path, guard: Guard, *, keep: bool) -> list[str]:
+    """The tests that turn red without the guard; written down as soon as that is known."""
+    red = without(tree, guard)
+    if not keep:
+        row = (guard.name, guard.protects, ", ".join(red) or "**none**")
+        report.guards([row], [one.name for one in GUARDS])
+    return red
 
 
 def copied(tree: Path) -> Path:
