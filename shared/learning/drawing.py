@@ -7,6 +7,7 @@ from typing import Any
 from shared.recipe import Sampling
 
 WIDTHS = (64, 1024)  # of the likeliest tokens: nearly always enough to draw from by top p
+WORTH = 4  # times as many words make it worth the while to look for the likeliest first
 BLOCK = 256  # tokens that are added up together to find where a draw falls
 
 
@@ -65,11 +66,12 @@ class Drawn:
         keep, top_p = self.keep.to(shares.device), self.top_p.to(shares.device)
         drawn = torch.zeros(len(shares), dtype=torch.long, device=shares.device)
         rest = torch.arange(len(shares), device=shares.device)
-        for width in [one for one in WIDTHS if one < words] + [words]:
-            values, tokens = torch.topk(shares[rest], width)
+        for width in [one for one in WIDTHS if one * WORTH < words] + [words]:
+            few = width < words
+            values, tokens = torch.topk(shares[rest], width) if few else shares[rest].sort(descending=True)
             wide = values.sum(-1, keepdim=True) >= top_p[rest]
             enough = torch.where(keep[rest] < 2**31, keep[rest] <= width, wide)
-            held = (enough if width < words else torch.ones_like(enough))[:, 0]
+            held = (enough if few else torch.ones_like(enough))[:, 0]
             rows = rest[held]
             values = likeliest(values[held], keep[rows], top_p[rows])
             drawn[rows] = tokens[held].gather(1, quantile(values, chance[rows])[:, None])[:, 0]

@@ -242,25 +242,27 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--cases", nargs="*", choices=["labels", "rewriting", "writing", "chats"])
     told = parser.parse_args()
     torch.set_num_threads(told.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base, lines = told.base_model or smollm2(folder), []
-        for case in chain(
-            labels(folder, 2 * told.rows),
-            rewriting(folder, 8 * told.rows),
-            writing(folder, told.rows),
-            chats(base, told.chats),
-        ):
+        makers: dict[str, Callable[[], Iterator[Case]]] = {
+            "labels": lambda: labels(folder, 2 * told.rows),
+            "rewriting": lambda: rewriting(folder, 8 * told.rows),
+            "writing": lambda: writing(folder, told.rows),
+            "chats": lambda: chats(told.base_model or smollm2(folder), told.chats),
+        }
+        for case in chain.from_iterable(makers[one]() for one in told.cases or makers):
             case.measure(told.blocks)
-            lines.append(case.line())
-            write(lines, told)
+            write(case.line(), told)
 
 
-def write(lines: list[str], told: argparse.Namespace) -> None:
-    """docs/bench/inference.md."""
-    table = "\n".join(lines)
+def write(line: str, told: argparse.Namespace) -> None:
+    """docs/bench/inference.md, with this line new in its table."""
+    before = REPORT.read_text().split("\n") if REPORT.exists() else []
+    table = {one.split("|")[1]: one for one in before if one.startswith("| ") and not one.startswith("| |")}
+    table = "\n".join((table | {line.split("|")[1]: line}).values())
     REPORT.write_text(
         "# Inference speed\n\n"
         f"The same requests, weights and batch size ({TOGETHER}) on both sides, float32 on a CPU, in one process, block by block in"
