@@ -20,6 +20,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from worker import landlock
+
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
@@ -83,8 +85,8 @@ def children() -> set[int]:
     return set()
 
 
-def confine(parent: int) -> None:
-    """Put the walls up around this process. It must have one thread."""
+def confine(parent: int, folder: Path) -> None:
+    """Put the walls up around this process, for the attempt of that folder. It must have one thread."""
     own_network()
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -92,6 +94,7 @@ def confine(parent: int) -> None:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     # A new user namespace is a change of credentials, which may take the death signal back.
     die_with(parent)
+    landlock.restrict(folder)
 
 
 def own_network() -> bool:
@@ -154,6 +157,7 @@ def sandbox_facts() -> dict[str, bool]:
         "network_namespace": tried.stdout.strip() == b"True",
         "no_new_privileges": linux,
         "dies_with_worker": linux,
+        "landlock": landlock.version() > 0,
     }
 
 

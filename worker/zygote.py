@@ -244,7 +244,7 @@ class Nursery:
             self.let_go(keep={0, 1, 2, self.lifeline, settled})
             os.write(settled, b"1")
             os.close(settled)
-            walls.confine(zygote)
+            walls.confine(zygote, folder)
             from worker.engine.__main__ import run
 
             code = run(folder, stop, forked=lambda: walls.watch(self.lifeline, walls.end_group))

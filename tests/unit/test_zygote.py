@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.attempts import TINY, events, parquet, write_attempt
-from worker import walls
+from worker import landlock, walls
 from worker.zygote import Trainer, Zygote, sandbox_facts
 
 ROWS = [
@@ -192,6 +192,7 @@ def test_a_daemon_that_a_trainer_leaves_behind_ends_with_it(monkeypatch, tmp_pat
     monkeypatch.setattr(
         subprocess, "Popen", lambda command, **more: popen([command[0], "-c", DAEMON, *command[3:]], **more)
     )
+    (tmp_path / "attempt.json").write_text("{}")
     zygote = Zygote.start()
     try:
         assert zygote.fork(tmp_path).wait(60) == 0
@@ -199,6 +200,68 @@ def test_a_daemon_that_a_trainer_leaves_behind_ends_with_it(monkeypatch, tmp_pat
         wait_for(lambda: not runs(daemon), 1)
     finally:
         zygote.stop()
+
+
+BURGLAR = """
+import json, os
+from pathlib import Path
+from worker import zygote
+def attacked(folder, stop, **more):
+    told = json.loads(Path(folder, "attempt.json").read_text())
+    def tried(what):
+        try:
+            what()
+            return "done"
+        except OSError as wrong:
+            return type(wrong).__name__
+    secret, supervisor = Path(told["wanted"][1:]), os.environ["SUPERVISOR"]
+    found = {
+        "read its own data": tried(Path(told["train"]).read_bytes),
+        "write in its folder": tried(lambda: Path(folder, "made").write_text("x")),
+        "write in its cache": tried(lambda: Path(told["cache"], "made").write_text("x")),
+        "change its data": tried(lambda: Path(told["train"]).write_text("x")),
+        "read another's file": tried(secret.read_bytes),
+        "write beside it": tried(lambda: secret.with_name("made").write_text("x")),
+        "list a folder": tried(lambda: list(secret.parent.iterdir())),
+        "read the supervisor's environment": tried(Path("/proc", supervisor, "environ").read_bytes),
+        "signal the supervisor": tried(lambda: os.kill(int(supervisor), 0)),
+        "move its file out": tried(lambda: Path(folder, "made").rename(secret.with_name("moved"))),
+    }
+    Path(folder, "found.json").write_text(json.dumps(found))
+    return 0
+def warm_up():
+    import worker.engine.__main__ as engine
+    engine.run = attacked
+zygote.warm_up = warm_up
+zygote.main()
+"""
+
+
+@pytest.mark.skipif(landlock.version() < 6, reason="needs a kernel with Landlock that scopes signals")
+def test_a_trainer_opens_only_what_its_attempt_needs(monkeypatch, tmp_path: Path):
+    popen = subprocess.Popen
+
+    def burgled(command: list[str], env: dict[str, str], **more):
+        env = env | {"SUPERVISOR": str(os.getpid())}
+        return popen([command[0], "-c", BURGLAR, *command[3:]], env=env, **more)
+
+    monkeypatch.setattr(subprocess, "Popen", burgled)
+    folder, cache, others = (tmp_path / name for name in ("attempt", "cache", "others"))
+    for place in (folder, cache, others):
+        place.mkdir()
+    (others / "secret").write_text("s")
+    (tmp_path / "rows.parquet").write_text("rows")
+    told = {"train": str(tmp_path / "rows.parquet"), "cache": str(cache), "wanted": f"_{others / 'secret'}"}
+    (folder / "attempt.json").write_text(json.dumps(told))
+    zygote = Zygote.start()
+    try:
+        assert zygote.fork(folder).wait(60) == 0
+    finally:
+        zygote.stop()
+    found = json.loads((folder / "found.json").read_text())
+    allowed = {name for name, answer in found.items() if answer == "done"}
+    assert allowed == {"read its own data", "write in its folder", "write in its cache"}, found
+    assert set(found.values()) == {"done", "PermissionError"}
 
 
 def test_many_threads_may_ask_at_once(zygote: Zygote, base: Path, tmp_path: Path):
