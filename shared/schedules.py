@@ -16,7 +16,7 @@ from cronsim import CronSim, CronSimError
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
-from shared import base_models, datasets, jobs, resources
+from shared import base_models, datasets, jobs, orders, resources
 from shared import recipe as recipes
 from shared.errors import NotFound, Refused
 from shared.leases import clock
@@ -30,6 +30,7 @@ MOST_MISSED = 100  # of a long outage, the newest
 NEVER_WITHIN = timedelta(days=366 * 8)
 ORDER_FIELDS = (
     "recipe", "base_model", "hyperparameters", "columns", "name", "seed", "labels", "priority", "processes",
+    "needs", "max_run_seconds",
 )  # fmt: skip
 ACTOR = "schedule"
 
@@ -160,7 +161,8 @@ def checked_order(db: Session, team_id: str, dataset_id: str, order: dict[str, A
         raise Refused(f"Unrecognized field «{min(unknown)}».", param=min(unknown), code="unknown_parameter")
     recipe = recipes.get(order.get("recipe") or "")
     resolve(recipe, order.get("hyperparameters") or {})
-    resources.checked({"processes": order.get("processes") or 1})
+    resources.checked((order.get("needs") or {}) | {"processes": order.get("processes", 1)})
+    orders.require_run_time(order.get("max_run_seconds"))
     base_models.find(db, team_id, order.get("base_model") or recipe.default_base_model)
     return order
 
@@ -256,6 +258,8 @@ def order_of(db: Session, schedule: Schedule) -> jobs.Order:
         labels=asked.get("labels") or {},
         priority=asked.get("priority") or 0,
         processes=asked.get("processes") or 1,
+        needs=asked.get("needs") or {},
+        max_run_seconds=asked.get("max_run_seconds"),
         created_by=schedule.created_by,
         actor=ACTOR,
         schedule_id=schedule.id,

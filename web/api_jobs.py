@@ -64,9 +64,7 @@ def create() -> Response:
         labels=dict(asked.metadata or {}),
         priority=asked.x_priority,
         processes=asked.resources.processes if asked.resources else 1,
-        needs=asked.resources.model_dump(exclude={"processes"}, exclude_defaults=True)
-        if asked.resources
-        else {},
+        needs=asked.resources.needs if asked.resources else {},
         max_run_seconds=asked.x_max_run_seconds,
         created_by=g.caller.user_id,
         actor=g.caller.actor,

@@ -29,6 +29,7 @@ def create() -> Response:
         "name": asked.suffix or "",
         "seed": asked.seed,
         "processes": asked.resources.processes if asked.resources else None,
+        "needs": asked.resources.needs if asked.resources else None,
     }
     with transaction() as db:
         schedule = schedules.create(
@@ -128,7 +129,7 @@ def shape(schedule: Schedule) -> shapes.Schedule:
         method=methods.write(order.get("recipe"), order.get("hyperparameters") or {}, given=True),
         suffix=order.get("name") or None,
         seed=order.get("seed"),
-        x_resources={"processes": order.get("processes") or 1},
+        x_resources={"processes": order.get("processes") or 1} | (order.get("needs") or {}),
         x_page=f"{settings().public_url.rstrip('/')}/schedules/{schedule.id}",
     )
 

@@ -75,11 +75,6 @@ RUN_HOURS = replace(
 MACHINE = (PROCESSES, GPUS, GPU_MEMORY, CPUS, RUN_HOURS)
 
 
-def processes(text: str) -> int | str:
-    """How many were asked for; text that is no number as it was typed, so that the error can quote it."""
-    return int(text) if text.isdecimal() else text or 1
-
-
 def machine(form: Mapping[str, str]) -> dict[str, Any]:
     """What is asked of the worker, where it is not the default."""
     typed = {knob.name: _typed(knob, form.get(knob.name, "").strip()) for knob in MACHINE}

@@ -30,6 +30,11 @@ class Resources(Request):
         json_schema_extra={"minimum": 0, "maximum": MOST_CPUS},
     )
 
+    @property
+    def needs(self) -> dict[str, int]:
+        """What it needs besides processes."""
+        return self.model_dump(exclude={"processes"}, exclude_defaults=True)
+
 
 class Prioritise(Request):
     """Where a waiting job stands within its team's queue."""

@@ -103,8 +103,10 @@ def order(typed: dict[str, Any]) -> dict[str, Any]:
     }
     if typed["columns"]:
         asked["columns"] = typed["columns"]
-    if typed["processes"] != 1:
-        asked["processes"] = typed["processes"]
+    machine = dict(typed["machine"])
+    hours, processes = machine.pop("max_run_hours", None), machine.pop("processes", 1)
+    known = {"processes": processes, "needs": machine, "max_run_seconds": forms.run_seconds(hours)}
+    asked |= {name: value for name, value in known.items() if value not in (1, {}, None)}
     return {
         "team_id": g.caller.team_id,
         "name": typed["name"],
@@ -128,7 +130,7 @@ def blank() -> dict[str, Any]:
         "zone": "UTC",
         "knobs": {},
         "columns": {},
-        "processes": 1,
+        "machine": {},
     }
 
 
@@ -146,7 +148,7 @@ def from_job(db: Session, job_id: str) -> dict[str, Any]:
         "model": job.checkpoint_id or job.base_model_id,
         "knobs": {k: v for k, v in job.spec.items() if k in defaults and v != defaults[k]},
         "columns": dict(job.columns),
-        "processes": job.resources.get("processes", 1),
+        "machine": forms.machine_of(job.resources, job.max_run_seconds),
     }
 
 
@@ -166,7 +168,7 @@ def read(sent: MultiDict[str, str]) -> dict[str, Any]:
         "zone": sent.get("zone", "").strip(),
         "knobs": {} if switched else forms.read(recipe.spec, sent),
         "columns": {} if switched else {mine: theirs for mine, theirs in kept.items() if theirs},
-        "processes": forms.processes(sent.get("processes", "").strip()),
+        "machine": forms.machine(sent),
     }
 
 
@@ -182,8 +184,8 @@ def drawn(db: Session, typed: dict[str, Any], wrong: dict[str, str]) -> str:
         recipe=recipe,
         datasets=list(db.exec(mine.order_by(Dataset.name)).all()),
         models=models_for(db, recipe),
-        knobs=[*forms.knobs(recipe.spec), forms.PROCESSES],
-        asked=typed["knobs"] | ({"processes": typed["processes"]} if typed["processes"] != 1 else {}),
+        knobs=[*forms.knobs(recipe.spec), *forms.MACHINE],
+        asked=typed["knobs"] | typed["machine"],
         presets=PRESETS,
         zones=sorted(available_timezones()),
         times=times(typed["cron"], typed["zone"]),

@@ -37,7 +37,8 @@ def at(text):
 
 
 def test_a_due_schedule_submits_its_order_with_the_newest_version(db):
-    schedule = a_schedule(db, since=at("2026-11-22T12:00"), name="every night", processes=2)
+    schedule = a_schedule(db, since=at("2026-11-22T12:00"), name="every night", processes=2, needs={"gpus": 1},
+                          max_run_seconds=7200)  # fmt: skip
     old = db.exec(select(DatasetVersion).where(DatasetVersion.dataset_id == schedule.dataset_id)).one()
     fields = old.model_dump(exclude={"id", "number", "created_at"})
     new = DatasetVersion(**fields, number=2)
@@ -46,7 +47,8 @@ def test_a_due_schedule_submits_its_order_with_the_newest_version(db):
     assert schedules.tick(db, at("2026-11-23T01:29")) == []
     (job,) = schedules.tick(db, at("2026-11-23T01:30"))
     assert (job.schedule_id, job.dataset_version_id, job.name) == (schedule.id, new.id, "every night")
-    assert (job.state, job.spec["epochs"], job.resources) == (State.QUEUED, 1, {"processes": 2})
+    assert (job.state, job.spec["epochs"], job.resources) == (State.QUEUED, 1, {"processes": 2, "gpus": 1})
+    assert job.max_run_seconds == 7200
     assert told(db, schedule) == {"2026-11-23T02:30": "submitted"}
     assert schedules.tick(db, at("2026-11-23T01:31")) == []
 
@@ -177,6 +179,8 @@ def test_the_nights_when_clocks_change(db, zone, cron, day, expected):
         ({"order": {"recipe": "sft", "surprise": 1}}, "surprise"),
         ({"order": {"recipe": "sft", "hyperparameters": {"learning_rate": 1e9}}}, "learning_rate"),
         ({"order": {"recipe": "sft", "processes": 17}}, "resources.processes"),
+        ({"order": {"recipe": "sft", "needs": {"gpus": 17}}}, "resources.gpus"),
+        ({"order": {"recipe": "sft", "max_run_seconds": 1}}, "max_run_seconds"),
         ({"dataset_id": "ds-none"}, "dataset_id"),
     ],
 )

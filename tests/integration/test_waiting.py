@@ -9,7 +9,7 @@ from sqlmodel import select
 from shared import caps, jobs, workers
 from shared.columns import now
 from shared.db import transaction
-from shared.tables import Attempt, Cap, Job, Kind, Outcome, Role, Slot, State, Worker
+from shared.tables import Attempt, Cap, Job, Kind, Outcome, Role, Schedule, Slot, State, Worker
 from tests.factories import a_checkpoint, a_job, a_team, a_user, a_worker, an_attempt
 from tests.integration.test_cli import burnish, last_line
 from tests.visitor import Visitor
@@ -232,6 +232,21 @@ def test_what_a_job_needs_is_asked_for_in_the_form_and_kept_for_a_clone(app, alp
     clone = visitor.get(f"/jobs/new?from={job.id}").text
     for name, value in (("gpus", "2"), ("gpu_memory_gb", "40"), ("cpus", "8"), ("max_run_hours", "1.5")):
         assert re.search(f'id="{name}"[^>]* value="{value}"', clone), name
+
+
+def test_a_schedule_keeps_what_its_jobs_need(app, alpha, people):
+    visitor = Visitor(app, people["member"])
+    needs = {"processes": 1, "gpus": 1, "cpus": 4}
+    made = alpha.api.post("/schedules", json={"name": "nightly", "cron": "0 2 * * *", "dataset": alpha.chat.dataset_id,
+                                              "model": alpha.model.id, "resources": needs})  # fmt: skip
+    assert made["x_resources"] == needs
+    form = {"recipe": "sft", "drawn-for": "sft", "name": "by form", "cron": "0 2 * * *", "zone": "UTC",
+            "dataset": alpha.chat.dataset_id, "model": alpha.model.id, "gpus": "2", "max_run_hours": "2"}  # fmt: skip
+    assert visitor.post("/schedules/new", **form | {"max_run_hours": "soon"}).status_code == 422
+    assert visitor.post("/schedules/new", **form).status_code == 303
+    with transaction() as db:
+        order = db.exec(select(Schedule).where(Schedule.name == "by form")).one().order
+    assert (order["needs"], order["max_run_seconds"]) == ({"gpus": 2}, 7200)
 
 
 # --- for programs -----------------------------------------------------------------------------------
