@@ -12,9 +12,7 @@ from shared.db import transaction
 from shared.recipe import Recipe, recipes, wire_name
 from shared.settings import settings
 from shared.tables import (
-    ApiToken,
     Artifact,
-    Attempt,
     BaseModel,
     Checkpoint,
     Dataset,
@@ -24,11 +22,9 @@ from shared.tables import (
     Kind,
     Schedule,
     State,
-    Transition,
     User,
-    Worker,
 )
-from web import forms, waiting
+from web import failures, forms, timeline, waiting
 from web.evaluations import judged
 from web.jobs import is_better, own
 from web.words import spoken
@@ -65,17 +61,6 @@ OTHER_STAGES = (
     ("Saving", ("saving", "uploading")),
     ("Done", ("done",)),
 )
-ADVICE = {  # reason code: what to do
-    "out_of_memory": "Lower the batch size or «Longest row», or train a LoRA adapter, then retry.",
-    "diverged": "Lower the learning rate, by ten times at first, then start again.",
-    "disk_full": "Free some space on the worker's disk (`burnish doctor` shows it), then retry.",
-    "dependency_failed": "Open the job that it waited for; once that works, retry this one.",
-    "lost": "The worker went away. Check that one is running (Queue), then retry.",
-    "max_run_time": "Go on from its last checkpoint, or raise «Longest run» and start again.",
-    "hang": "The log shows what it did last. Retry; if it hangs again there, look at the worker's GPU.",
-    "stopped": "Its checkpoints are kept. Go on from the last one, or clone it to start again with other settings.",
-    "cancelled": "Its checkpoints are kept. Clone it to start again with other settings.",
-}
 PREVIEW_ROWS = 20
 
 
@@ -92,7 +77,7 @@ def show(job_id: str) -> str:
             job=job,
             recipe=recipe,
             stages=stage_bar(job),
-            advice=ADVICE.get(job.reason_code or ""),
+            card=failures.card(db, job, stored),
             scores=score_rows(job, recipe, curves),
             samples=sample_steps(events.samples(db, job.id)),
             logs=events.logs(db, job.id),
@@ -103,8 +88,8 @@ def show(job_id: str) -> str:
             artifacts=artifacts_of(db, job),
             predictions=predictions(db, job),
             judged=judged(db, job, recipe),
-            timeline=timeline(db, job),
-            attempts=attempts_of(db, job),
+            timeline=timeline.lines(db, job),
+            attempts=timeline.tries(db, job),
             outlook=waiting.outlook(db, job) if job.state is State.QUEUED else None,
             resumes=db.get(Checkpoint, job.resume_checkpoint_id) if job.resume_checkpoint_id else None,
             cursor=newest_cursor(db, job),
@@ -280,27 +265,6 @@ def predicted(line: str) -> dict[str, Any]:
         "output": spoken(output),
         "error": error.get("message", "") if isinstance(error, dict) else str(error),
     }
-
-
-def timeline(db: Session, job: Job) -> list[dict[str, Any]]:
-    """Every change of state with its actor in words, oldest first."""
-    lines = db.exec(select(Transition).where(Transition.job_id == job.id).order_by(col(Transition.id))).all()
-    actors = {line.actor for line in lines}
-    known: dict[str, str] = dict(db.exec(select(User.id, User.email).where(col(User.id).in_(actors))).all())
-    tokens = db.exec(select(ApiToken.id, ApiToken.name).where(col(ApiToken.id).in_(actors)))
-    known |= {token: f"token {name or token}" for token, name in tokens}
-    workers = db.exec(select(Worker.id, Worker.host).where(col(Worker.id).in_(actors)))
-    known |= {worker: f"worker on {host}" for worker, host in workers}
-    return [
-        {"at": line.at, "state": line.state, "who": known.get(line.actor, line.actor), "said": line.reason}
-        for line in lines
-    ]
-
-
-def attempts_of(db: Session, job: Job) -> Sequence[tuple[Attempt, str]]:
-    """[(attempt, the worker's host)], oldest first."""
-    tries = select(Attempt, Worker.host).join(Worker).where(Attempt.job_id == job.id)
-    return db.exec(tries.order_by(col(Attempt.number))).all()
 
 
 def changed_knobs(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from shared.tables import (
     State,
     User,
 )
+from web import failures
 
 pages = Blueprint("jobs", __name__)
 
@@ -254,6 +255,16 @@ def retry(job_id: str) -> Response:
     queue.wake(job.slot)
     what = "goes on from that checkpoint" if checkpoint else "has the same settings"
     flash(f"This is a new job; it {what}. The old one is {job_id}.", "good")
+    return redirect(f"/jobs/{job.id}", 303)
+
+
+@pages.post("/jobs/<job_id>/mend")
+def mend(job_id: str) -> Response:
+    """A failed job again, with the setting changed that its card names."""
+    with transaction() as db:
+        job = jobs.submit(db, failures.mended(own(db, job_id), g.caller.actor))
+    queue.wake(job.slot)
+    flash(f"This is a new job with that one setting changed. The old one is {job_id}.", "good")
     return redirect(f"/jobs/{job.id}", 303)
 
 

@@ -46,10 +46,16 @@ class Draft:
 
 @pages.get("/jobs/new")
 def form() -> str:
-    """An empty form, or one filled from a job (`from`), a dataset (`dataset`) or a model (`model`)."""
+    """An empty form, or one filled from a job (`from`), a dataset (`dataset`) or a model (`model`).
+
+    With `mend` why the job failed stands beside the field that it names.
+    """
     with transaction() as db:
-        draft = cloned(db, request.args["from"]) if request.args.get("from") else blank(db, request.args)
-        return drawn(db, draft, {})
+        if not request.args.get("from"):
+            return drawn(db, blank(db, request.args), {})
+        draft = cloned(db, request.args["from"])
+        wrong = to_mend(db, request.args["from"], draft.recipe) if request.args.get("mend") else {}
+        return drawn(db, draft, wrong)
 
 
 @pages.post("/jobs/new")
@@ -136,6 +142,17 @@ def cloned(db: Session, job_id: str) -> Draft:
     )
 
 
+def to_mend(db: Session, job_id: str, recipe: Recipe) -> dict[str, str]:
+    """{field: why that job failed}; a column of the recipe is a field by its name."""
+    job = db.get_one(Job, job_id)
+    if not job.reason:
+        return {}
+    field = forms.field_of(Refused(job.reason, param=job.reason_param))
+    if any(field == column.name for column in recipe.columns):
+        field = f"column-{field}"
+    return {field: job.reason}
+
+
 def read(sent: MultiDict[str, str]) -> Draft:
     """The form as it was sent. Raises Refused for a recipe that does not exist."""
     known = recipes()
@@ -187,6 +204,7 @@ def drawn(db: Session, draft: Draft, wrong: dict[str, str]) -> str:
         version_options=[(v.id, f"{d.name} v{v.number}") for v, d in versions],
         names=[column["name"] for column in version.report.get("columns", [])] if version else [],
         columns=columns,
+        wrong_columns=any(field.startswith("column") for field in wrong),
         mapped=bool(columns) and not draft.recipe.lacks(columns),
         models=models,
         knobs=[*forms.knobs(draft.recipe.spec), *forms.MACHINE],

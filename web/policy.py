@@ -115,6 +115,7 @@ POLICY: dict[str, Rule] = {
     "jobs.pause": MEMBER,
     "jobs.resume": MEMBER,
     "jobs.retry": MEMBER,
+    "jobs.mend": MEMBER,
     "jobs.delete": OWNER,
     "job_page.show": VIEWER,
     "job_page.series": VIEWER,

@@ -1,0 +1,367 @@
+"""What a failed job opens on: what happened, why, what to do, and the one button that does it.
+
+`STORIES` has every reason code that the code can give; a code that it lacks gets `GENERAL`. A button posts
+(`fields` is not None) or leads to a form or page that is filled in.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlencode
+
+from sqlmodel import Session, col, select
+
+from shared import checkpoints, orders
+from shared.errors import Refused
+from shared.orders import Order
+from shared.recipe import recipes
+from shared.tables import (
+    BaseModel,
+    Checkpoint,
+    Dataset,
+    DatasetVersion,
+    Job,
+    JobDependency,
+    Kind,
+    State,
+)
+from web.words import count, figure
+
+
+@dataclass(frozen=True)
+class Button:
+    """The way on: a form that posts these fields, or a link where there are none to post."""
+
+    label: str
+    address: str
+    fields: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A failed job with what its button may need."""
+
+    job: Job
+    resumable: Checkpoint | None = None  # the newest that a training can go on from
+    cause: Button | None = None  # leads to what it waited for and did not get
+    source: Button | None = None  # leads to what it was made for: a dataset, a model, a training
+
+    @property
+    def at(self) -> str:
+        """The job's address."""
+        return f"/jobs/{self.job.id}"
+
+
+Remedy = Callable[[Case], Button]
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a reason code means to people."""
+
+    title: str
+    advice: str
+    remedy: Remedy
+
+
+@dataclass(frozen=True)
+class Card:
+    """A story told of one job."""
+
+    title: str
+    why: str
+    advice: str
+    button: Button
+    where: str = ""
+
+
+# --- what a button does -----------------------------------------------------------------------------
+
+
+def try_again(case: Case) -> Button:
+    """The same order once more."""
+    return Button("Try again", f"{case.at}/retry", {})
+
+
+def go_on(case: Case) -> Button:
+    """From the newest checkpoint, where there is one."""
+    if case.resumable is None:
+        return try_again(case)
+    said = f"Resume from step {count(case.resumable.step)}"
+    return Button(said, f"{case.at}/retry", {"checkpoint": case.resumable.id})
+
+
+def change(case: Case) -> Button:
+    """With the knobs that the reason calls for; where none does, the form."""
+    told = changes(case.job)
+    if not told:
+        return mend(case)
+    ((knob, value),) = told.items()
+    return Button(CHANGED[knob].format(value=shown(value)), f"{case.at}/mend", {})
+
+
+def mend(case: Case) -> Button:
+    """The form that made it, filled in, at the field that is wrong."""
+    job = case.job
+    if job.kind is Kind.TRAIN:
+        return Button(wrong_field(job), f"/jobs/new?{urlencode({'from': job.id, 'mend': 1})}")
+    if job.kind in (Kind.EVALUATE, Kind.INFER) and job.dataset_version_id:
+        page = "evaluations" if job.kind is Kind.EVALUATE else "batches"
+        filled = {"model": job.checkpoint_id or job.base_model_id, "dataset": job.dataset_version_id}
+        return Button("Change the settings", f"/{page}/new?{urlencode(filled)}")
+    return case.source or try_again(case)
+
+
+def to_cause(case: Case) -> Button:
+    """To the job, dataset or model that it waited for."""
+    return case.cause or try_again(case)
+
+
+def to_source(case: Case) -> Button:
+    """To what an import or export was made for."""
+    return case.source or mend(case)
+
+
+CHANGED = {  # knob: the button's words
+    "batch_size": "Retry with half the batch ({value})",
+    "max_length": "Retry with rows half as long ({value} tokens)",
+    "learning_rate": "Retry with a third of the learning rate ({value})",
+}
+FIELDS = {  # the parameter that is wrong: the button's words
+    "columns": "Choose other columns",
+    "training_file": "Choose another dataset",
+    "validation_file": "Choose another validation set",
+    "dataset": "Choose another dataset",
+    "model": "Choose another model",
+}
+SHORTEST_ROW = 16
+
+
+def wrong_field(job: Job) -> str:
+    """A button's words for the field that the reason names."""
+    param, recipe = (job.reason_param or "").rsplit(".", 1)[-1], recipes().get(job.recipe or "")
+    if recipe and any(param == column.name for column in recipe.columns):
+        return f"Choose another column for «{param}»"
+    if recipe and (knob := recipe.spec.model_fields.get(param)):
+        return f"Change «{knob.title or param}»"
+    return FIELDS.get(param, "Change the settings")
+
+
+def changes(job: Job) -> dict[str, Any]:
+    """{knob: value} that another try should have, by the reason; empty: nobody can say without looking.
+
+    A trainer whose device is too small has already gone down to single rows by itself, so that a smaller
+    batch would not help it: shorter rows do, or an adapter. A machine whose kernel kills is helped by both.
+    """
+    if job.kind is not Kind.TRAIN or job.recipe not in recipes():
+        return {}
+    spec = job.spec
+    if job.reason_code == "diverged" and spec.get("learning_rate"):
+        return {"learning_rate": float(f"{spec['learning_rate'] / 3:.2e}")}
+    half = {"batch_size": spec["batch_size"] // 2} if (spec.get("batch_size") or 0) > 1 else {}
+    shorter = (
+        {"max_length": spec["max_length"] // 2} if (spec.get("max_length") or 0) >= 2 * SHORTEST_ROW else {}
+    )
+    if job.reason_code == "host_out_of_memory":
+        return half or shorter
+    if job.reason_code == "out_of_memory":
+        return shorter or half
+    return {}
+
+
+def mended(job: Job, actor: str) -> Order:
+    """The order that this failed job was, with what its button changes. Raises Refused where it changes nothing."""
+    told = changes(job)
+    if job.state is not State.FAILED or not told:
+        raise Refused(
+            f"Nothing is known to change about {job.id}. Choose its settings by «Clone».", param="id"
+        )
+    order = orders.again(job, actor)
+    asked = dict(order.asked)
+    if isinstance(asked.get("hyperparameters"), dict):
+        asked["hyperparameters"] = asked["hyperparameters"] | told
+    return replace(order, hyperparameters=order.hyperparameters | told, asked=asked)
+
+
+def shown(value: Any) -> str:
+    """A knob's value on a button."""
+    return count(value) if isinstance(value, int) else figure(value) if isinstance(value, float) else value
+
+
+# --- the stories ------------------------------------------------------------------------------------
+
+RESUME = "It goes on from its newest checkpoint, if it has stored one; else it starts over."
+GENERAL = Story(
+    "It failed",
+    "No advice is kept for this reason. Read the end of its log, mend what it names, then try again.",
+    go_on,
+)
+DATA = Story(
+    "The rows do not fit what it should learn",
+    "Choose other columns or another dataset, or upload a new version with these rows mended.",
+    mend,
+)
+SETTINGS = Story("A setting cannot be used", "Change the setting that is named here, then start again.", mend)
+FILE = Story(
+    "The file cannot be read", "Mend the file as it says here, then upload it as a new version.", to_source
+)
+MODEL = Story(
+    "The model cannot be used", "Choose another model, or upload a mended one under Models.", to_source
+)
+CRASH = Story(
+    "The trainer died",
+    f"The end of its log says more; it died again each time that it was tried. {RESUME}",
+    go_on,
+)
+
+STORIES: dict[str, Story] = {
+    "out_of_memory": Story(
+        "The device's memory is too small",
+        "The trainer tried single rows and still had no room: shorter rows need less, and so does an adapter.",
+        change,
+    ),
+    "host_out_of_memory": Story(
+        "The machine ran out of memory",
+        "The kernel killed the trainer. A smaller batch needs less; so do shorter rows and fewer jobs at once.",
+        change,
+    ),
+    "diverged": Story(
+        "The training diverged",
+        "The steps were too large. Start again with a lower learning rate; a longer warm-up helps too.",
+        change,
+    ),
+    "cancelled": Story("It was cancelled", f"Its checkpoints are kept. {RESUME}", go_on),
+    "stopped": Story("It was stopped", f"Its checkpoints are kept. {RESUME}", go_on),
+    "disk_full": Story(
+        "The worker's disk is full",
+        f"Free some space there (`burnish doctor` shows how much there is). {RESUME}",
+        go_on,
+    ),
+    "infrastructure": Story(
+        "Workers lost it too often",
+        f"Look at the workers on the queue page first. {RESUME}",
+        go_on,
+    ),
+    "lost": Story("The worker went away", f"Check on the queue page that a worker is up. {RESUME}", go_on),
+    **dict.fromkeys(
+        ("released", "drain", "pause"),
+        Story("The worker gave it back", f"Check on the queue page that a worker is up. {RESUME}", go_on),
+    ),
+    "worker_error": Story(
+        "The worker made a mistake",
+        f"This is no fault of the job; the worker's own log says more. {RESUME}",
+        go_on,
+    ),
+    "zygote": Story(
+        "The worker could not start trainers", f"Restart that worker; its log says why. {RESUME}", go_on
+    ),
+    "poison": Story(
+        "It crashes at the same step each time",
+        "A row or a setting brings the trainer down there. Read the end of the log; change what it names. Resumed as"
+        " it is, it crashes again unless the worker was at fault.",
+        go_on,
+    ),
+    "crashed": CRASH,
+    "hang": Story(
+        "It hung",
+        f"The log shows what it did last. If it hangs there again, look at the worker's device. {RESUME}",
+        go_on,
+    ),
+    "max_run_time": Story(
+        "It took longer than it may",
+        f"Allow it a longer run on the form if it needs one. {RESUME} The new job may run as long as this one.",
+        go_on,
+    ),
+    "no_checkpoint": Story("It ended without a model", "Nothing was stored. Read the log, then try again.", try_again),
+    "dependency_failed": Story(
+        "What it waited for failed",
+        "Mend that first; then try this one again.",
+        to_cause,
+    ),
+    "export_disagrees": Story(
+        "The exported model differs from the trained one",
+        "It was not kept, as its answers would differ. Choose another form of the checkpoint.",
+        to_source,
+    ),
+    "package_missing": Story(
+        "The worker lacks a package", "Install the package that is named here on the worker, then try again.", try_again
+    ),
+    "not_found": Story(
+        "Something that it needs is gone", "Choose what is there in its place, then start again.", mend
+    ),
+    **dict.fromkeys(
+        (
+            "ambiguous", "context_length_exceeded", "dataset_not_ready", "empty", "invalid_input",
+            "invalid_training_file", "misplaced", "missing_column", "unknown_column", "wrong_length", "wrong_type",
+        ),
+        DATA,
+    ),
+    **dict.fromkeys(
+        (
+            "bad_column", "duplicate_column", "empty_file", "file_too_large", "invalid_file_content",
+            "invalid_file_format", "invalid_json_line", "too_many_rows", "unsupported_format",
+        ),
+        FILE,
+    ),
+    **dict.fromkeys(
+        (
+            "invalid_value", "missing_required_parameter", "unknown_parameter", "unsupported_parameter", "user_error",
+        ),
+        SETTINGS,
+    ),
+    **dict.fromkeys(("hub_not_allowed", "invalid_model", "model_does_not_fit", "model_not_found"), MODEL),
+}  # fmt: skip
+
+
+def story(code: str | None) -> Story:
+    """The story of a code; deaths by signal and exit code are one."""
+    code = code or ""
+    if code.startswith(("sig", "exit_code_")):
+        return CRASH
+    return STORIES.get(code, GENERAL)
+
+
+def card(db: Session, job: Job, stored: Sequence[Checkpoint]) -> Card | None:
+    """The story of this job, whose checkpoints are `stored`, newest first; None while it goes well."""
+    if job.state not in (State.FAILED, State.CANCELLED):
+        return None
+    told, step = story(job.reason_code), job.progress.get("step")
+    return Card(
+        title=f"{told.title} at step {count(step)}" if step and job.kind is Kind.TRAIN else told.title,
+        why=job.reason or "No reason was given.",
+        advice=told.advice,
+        button=told.remedy(Case(job, resumable(job, stored), cause(db, job), source(db, job))),
+        where=job.reason_param or "",
+    )
+
+
+def resumable(job: Job, stored: Sequence[Checkpoint]) -> Checkpoint | None:
+    """The newest checkpoint that a training can go on from."""
+    whole = (point for point in stored if checkpoints.is_whole(point))
+    return next(whole, None) if job.kind is Kind.TRAIN else None
+
+
+def cause(db: Session, job: Job) -> Button | None:
+    """To what the job that failed before it was to make, or to that job."""
+    before = select(Job).join(JobDependency, col(JobDependency.waits_for_id) == Job.id)
+    ended = (JobDependency.job_id == job.id, col(Job.state).in_((State.FAILED, State.CANCELLED)))
+    other = db.exec(before.where(*ended).order_by(col(Job.id))).first()
+    if other is None:
+        return None
+    return source(db, other) or Button("Open the job that it waited for", f"/jobs/{other.id}")
+
+
+def source(db: Session, job: Job) -> Button | None:
+    """To the dataset or model that an import was to read, or the training that an export was made of."""
+    if job.kind is Kind.EXPORT and (point := db.get(Checkpoint, job.checkpoint_id or "")):
+        return Button("Open the training's downloads", f"/jobs/{point.job_id}#downloads")
+    if job.kind is not Kind.IMPORT:
+        return None
+    if version := db.get(DatasetVersion, job.dataset_version_id or ""):
+        name = db.get_one(Dataset, version.dataset_id).name
+        return Button(
+            f"Open the dataset «{name}»", f"/datasets/{version.dataset_id}?version={version.number}"
+        )
+    if base := db.get(BaseModel, job.base_model_id or ""):
+        return Button(f"Open the model «{base.title}»", f"/models/{base.id}")
+    return None
