@@ -7,7 +7,7 @@ from typing import Any
 from shared.recipe import Sampling
 
 WIDTHS = (64, 1024)  # of the likeliest tokens: nearly always enough to draw from by top p
-WORTH = 4  # times as many words make it worth the while to look for the likeliest first
+MANY = 8192  # words: of fewer all are sorted at once, unless top k wants a short list
 BLOCK = 256  # tokens that are added up together to find where a draw falls
 
 
@@ -65,19 +65,20 @@ class Drawn:
         words = shares.shape[1]
         keep, top_p = self.keep.to(shares.device), self.top_p.to(shares.device)
         drawn = torch.zeros(len(shares), dtype=torch.long, device=shares.device)
-        rest = torch.arange(len(shares), device=shares.device)
-        for width in [one for one in WIDTHS if one * WORTH < words] + [words]:
-            few = width < words
-            values, tokens = torch.topk(shares[rest], width) if few else shares[rest].sort(descending=True)
-            wide = values.sum(-1, keepdim=True) >= top_p[rest]
-            enough = torch.where(keep[rest] < 2**31, keep[rest] <= width, wide)
-            held = (enough if few else torch.ones_like(enough))[:, 0]
-            rows = rest[held]
-            values = likeliest(values[held], keep[rows], top_p[rows])
-            drawn[rows] = tokens[held].gather(1, quantile(values, chance[rows])[:, None])[:, 0]
-            rest = rest[~held]
-            if not len(rest):
-                break
+        waiting = torch.ones_like(keep, dtype=torch.bool)
+        for width in [one for one in WIDTHS if one < words] + [words]:
+            every = width == words
+            tried = waiting if every or words > MANY else waiting & (keep <= width)
+            rows = tried.nonzero()[:, 0]
+            if not len(rows):
+                continue
+            values, tokens = shares[rows].sort(descending=True) if every else torch.topk(shares[rows], width)
+            wide = values.sum(-1, keepdim=True) >= top_p[rows]
+            enough = every | torch.where(keep[rows] < 2**31, keep[rows] <= width, wide)[:, 0]
+            rows, values, tokens = rows[enough], values[enough], tokens[enough]
+            chosen = quantile(likeliest(values, keep[rows], top_p[rows]), chance[rows])
+            drawn[rows] = tokens.gather(1, chosen[:, None])[:, 0]
+            waiting[rows] = False
         return drawn
 
 
