@@ -16,7 +16,7 @@ from tests.chaos.cluster import BEATS, PROGRAMS, SERVERS, WEBS, WORKERS
 from tests.chaos.invariants import Figures
 from tests.chaos.processes import trainers_of, zygote_of
 from tests.chaos.proxy import Answer, Cut, Delay, Fault, Refuse, Reset, Slow, Swallow
-from tests.chaos.workload import MEDIUM, SHORT, row
+from tests.chaos.workload import LONG, MEDIUM, SHORT, row
 from tests.chaos.world import World
 
 PAUSE = (5.0, 20.0)  # seconds between two faults
@@ -46,11 +46,14 @@ class Nemesis:
 
 
 def kill_a_trainer(nemesis: Nemesis) -> str:
-    worker = nemesis.some(WORKERS)
-    trainers = sorted(trainers_of(nemesis.world.cluster.pid(worker)))
-    if trainers:
-        os.kill(nemesis.chance.choice(trainers), signal.SIGKILL)
-    return worker if trainers else f"{worker} (it had none)"
+    found = sorted(
+        (pid, worker) for worker in WORKERS for pid in trainers_of(nemesis.world.cluster.pid(worker))
+    )
+    if not found:
+        raise ProcessLookupError("nothing trains just now")
+    trainer, worker = nemesis.chance.choice(found)
+    os.kill(trainer, signal.SIGKILL)
+    return f"of {worker}"
 
 
 def kill_a_zygote(nemesis: Nemesis) -> str:
@@ -151,12 +154,11 @@ def soak(world: World, seed: int, minutes: float, say: Callable[[str], None] = p
     """
     world.fresh()
     world.overlap, world.intervals = 60.0, 20  # a frozen worker's trainer goes on, for what it is worth
-    nemesis = Nemesis(world, random.Random(seed))
+    nemesis, work = Nemesis(world, random.Random(seed)), random.Random(seed)
     began = time.monotonic()
     try:
         while time.monotonic() - began < minutes * 60:
-            top_up(world, nemesis.chance)
-            time.sleep(nemesis.chance.uniform(*PAUSE))
+            keep_busy(world, work, nemesis.chance.uniform(*PAUSE))
             nemesis.strike()
             say(f"{time.monotonic() - began:5.0f} s  {nemesis.told[-1] if nemesis.told else ''}")
         found = world.settle(240)
@@ -167,8 +169,11 @@ def soak(world: World, seed: int, minutes: float, say: Callable[[str], None] = p
     return Soaked(seed, minutes, found, kinds, time.monotonic() - began)
 
 
-def top_up(world: World, chance: random.Random) -> None:
-    """So many jobs that there is always one that waits."""
-    going = sum(row(job).finished_at is None for job in world.jobs[-2 * AT_ONCE :])
-    for _ in range(AT_ONCE - going):
-        world.submit(chance.choice((SHORT, MEDIUM)))
+def keep_busy(world: World, chance: random.Random, seconds: float) -> None:
+    """For so long there are jobs that run and one or two that wait."""
+    over = time.monotonic() + seconds
+    while time.monotonic() < over:
+        going = sum(row(job).finished_at is None for job in world.jobs[-3 * AT_ONCE :])
+        for _ in range(AT_ONCE - going):
+            world.submit(chance.choice((SHORT, MEDIUM, LONG)))
+        time.sleep(0.5)

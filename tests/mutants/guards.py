@@ -277,6 +277,6 @@ GUARDS = [
         "worker/engine/loop.py",
         "torch.manual_seed(seed_of(run.attempt.seed, step, places[0]))",
         "pass",
-        ("tests/unit/test_recipes_conformance.py::test_a_resumed_training_ends_like_an_uninterrupted_one[sft]",),
+        ("tests/unit/test_recipes_conformance.py::test_a_resumed_training_ends_like_an_uninterrupted_one[classification]",),
     ),
 ]  # fmt: skip
