@@ -66,7 +66,7 @@ def after_crash(history: Sequence[Attempt], newest_step: int, pause: float) -> V
     crashed = [a for a in history if a.outcome == Outcome.CRASHED and a.start_step >= newest_step]
     last = history[0]
     if poisoned(history):
-        told = f"It crashed twice in a row at step {last.end_step}: {last.reason}"
+        told = f"It crashed twice in a row at step {last.end_step:,}: {last.reason}"
         return Verdict(again=False, reason_code="poison", reason=told)
     most = HOST_MEMORY_CRASHES if last.reason_code == HOST_MEMORY else CRASHES
     if len(crashed) >= most:

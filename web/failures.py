@@ -256,7 +256,7 @@ STORIES: dict[str, Story] = {
         "The worker could not start trainers", f"Restart that worker; its log says why. {RESUME}", go_on
     ),
     "poison": Story(
-        "It crashes at the same step each time",
+        "It crashed twice in a row",
         "A row or a setting brings the trainer down there. Read the end of the log; change what it names. Resumed as"
         " it is, it crashes again unless the worker was at fault.",
         go_on,
@@ -327,7 +327,7 @@ def card(db: Session, job: Job, stored: Sequence[Checkpoint]) -> Card | None:
         return None
     told, step = story(job.reason_code), job.progress.get("step")
     return Card(
-        title=f"{told.title} at step {count(step)}" if step and job.kind is Kind.TRAIN else told.title,
+        title=f"{told.title}, at step {count(step)}" if step and job.kind is Kind.TRAIN else told.title,
         why=job.reason or "No reason was given.",
         advice=told.advice,
         button=told.remedy(Case(job, resumable(job, stored), cause(db, job), source(db, job))),

@@ -9,7 +9,7 @@ from sqlmodel import Session, col, select
 from shared.schedules import ACTOR as SCHEDULE
 from shared.tables import ApiToken, Attempt, Event, Job, Schedule, State, Transition, User, Worker
 
-ROLES = {"reaper": "the sweeper, as the worker was silent", "system": "the system", SCHEDULE: "a schedule"}
+ROLES = {"reaper": "the sweeper", "system": "the system", SCHEDULE: "a schedule"}
 
 
 class Line(NamedTuple):

@@ -82,7 +82,7 @@ def test_a_crash_is_resumed_from_its_newest_checkpoint(team, member):
         a_checkpoint(db, job, 800, manifest=STATE)
         newest = a_checkpoint(db, job, 1240, manifest=STATE)
     text = card(member, job.id)[0]
-    assert "It crashes at the same step each time at step 1,300" in text
+    assert "It crashed twice in a row, at step 1,300" in text
     assert "Resume from step 1,240" in text
     assert pressed(member, job.id).resume_checkpoint_id == newest.id
 
