@@ -81,5 +81,5 @@ def test_held_out_questions_are_answered(tmp_path: Path):
     assert reached == pytest.approx(events(attempt, "eval")[-1]["data"]["metrics"]["f1"], abs=0.02)
     assert reached >= max(0.6, 3 * place)
     assert reached >= blind + 0.1
-    assert no_answer >= 0.5
     assert some_answer >= 0.8
+    assert no_answer >= 0.2 + (1 - some_answer), "it is silent where there is nothing rather than anywhere"
