@@ -16,7 +16,7 @@ from tests.chaos.cluster import BEATS, PROGRAMS, SERVERS, WEBS, WORKERS
 from tests.chaos.invariants import Figures
 from tests.chaos.processes import trainers_of, zygote_of
 from tests.chaos.proxy import Answer, Cut, Delay, Fault, Refuse, Reset, Slow, Swallow
-from tests.chaos.workload import LONG, MEDIUM, SHORT, row
+from tests.chaos.workload import MEDIUM, SHORT, row
 from tests.chaos.world import World
 
 PAUSE = (5.0, 20.0)  # seconds between two faults
@@ -175,5 +175,5 @@ def keep_busy(world: World, chance: random.Random, seconds: float) -> None:
     while time.monotonic() < over:
         going = sum(row(job).finished_at is None for job in world.jobs[-3 * AT_ONCE :])
         for _ in range(AT_ONCE - going):
-            world.submit(chance.choice((SHORT, MEDIUM, LONG)))
+            world.submit(chance.choice((SHORT, MEDIUM, MEDIUM)))
         time.sleep(0.5)
