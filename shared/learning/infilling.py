@@ -1,9 +1,11 @@
 """Fill-in-the-middle: part of the texts is learned as prefix, suffix, middle, so that a causal model can write what
 stands between two texts (Bavarian et al. 2022, https://arxiv.org/abs/2207.14255).
 
-A text is cut at two characters drawn at random and becomes «⟨prefix⟩ … ⟨suffix⟩ … ⟨middle⟩ … ⟨end⟩». A
-tokenizer that has tokens for the three marks is used with them; in another one they are spelled out, so
-that a base model keeps its vocabulary and an adapter fits it as it is.
+A text is cut at two characters drawn at random and becomes «⟨prefix⟩⟨suffix⟩ suffix ⟨middle⟩ prefix middle
+⟨end⟩»: the paper's SPM mode, in which a middle follows its prefix directly, so that whoever can write on can fill in.
+A tokenizer that has tokens for the three marks is used with them; in another one they are spelled out, so that a
+base model keeps its vocabulary and an adapter fits it as it is. A base model whose marks are others than ours has
+learned the paper's PSM mode, «⟨prefix⟩ prefix ⟨suffix⟩ suffix ⟨middle⟩ middle ⟨end⟩», and is asked so.
 """
 
 import random
@@ -29,11 +31,18 @@ class Marks(NamedTuple):
     middle: list[int]
     start: list[int]
     end: list[int]
+    suffix_first: bool
 
     @property
     def room(self) -> int:
         """How many tokens they take together."""
-        return sum(map(len, self))
+        return sum(map(len, (self.start, self.prefix, self.suffix, self.middle, self.end)))
+
+    def around(self, prefix: list[int], suffix: list[int]) -> list[int]:
+        """All that stands before a middle."""
+        if self.suffix_first:
+            return [*self.start, *self.prefix, *self.suffix, *suffix, *self.middle, *prefix]
+        return [*self.start, *self.prefix, *prefix, *self.suffix, *suffix, *self.middle]
 
 
 def native(tokenizer: Any) -> tuple[str, str, str] | None:
@@ -54,7 +63,16 @@ def marks(tokenizer: Any) -> Marks:
         parts = [tokens(name, tokenizer) for name in MARKS]
     ends = [number for number in (tokenizer.eos_token_id, tokenizer.sep_token_id) if number is not None][:1]
     start = ends if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return Marks(*parts, start, ends)
+    return Marks(*parts, start, ends, suffix_first=names in (None, MARKS))
+
+
+def spelled(prefix: str, suffix: str, tokenizer: Any) -> str:
+    """`Marks.around` as a text, which a tokenizer reads with its special tokens."""
+    names = native(tokenizer)
+    before, behind, middle = names or MARKS
+    if names in (None, MARKS):
+        return f"{before}{behind}{suffix}{middle}{prefix}"
+    return f"{before}{prefix}{behind}{suffix}{middle}"
 
 
 def tokens(text: str, tokenizer: Any) -> list[int]:
@@ -90,14 +108,13 @@ def cut(text: str, tokenizer: Any, size: int) -> Iterator[tuple[list[int], str]]
 
 
 def moved(text: str, tokenizer: Any, known: Marks, longest: int, dice: random.Random) -> list[int]:
-    """Prefix, suffix, middle of the text, cut at two random characters; the prefix gives way where it is too long."""
+    """The text cut at two random characters, its middle last; the prefix gives way where it is too long."""
     first, second = sorted(dice.randrange(len(text) + 1) for _ in range(2))
     prefix, middle, suffix = (
         tokens(part, tokenizer) for part in (text[:first], text[first:second], text[second:])
     )
     over = max(0, known.room + len(prefix) + len(middle) + len(suffix) - longest)
-    before = [*known.start, *known.prefix, *prefix[over:], *known.suffix, *suffix]
-    return [*before, *known.middle, *middle, *known.end][:longest]
+    return [*known.around(prefix[over:], suffix), *middle, *known.end][:longest]
 
 
 def question(prompt: list[int], suffix: list[int] | None, known: Marks, room: int) -> list[int]:
@@ -108,8 +125,7 @@ def question(prompt: list[int], suffix: list[int] | None, known: Marks, room: in
         return [*known.start, *ending(prompt, room - len(known.start))]
     left = max(2, room - known.room)
     suffix = suffix[: max(left // 4, left - len(prompt))]
-    prompt = ending(prompt, left - len(suffix))
-    return [*known.start, *known.prefix, *prompt, *known.suffix, *suffix, *known.middle]
+    return known.around(ending(prompt, left - len(suffix)), suffix)
 
 
 def ending(ids: list[int], most: int) -> list[int]:

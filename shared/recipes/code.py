@@ -58,7 +58,7 @@ class CodeSpec(PretrainSpec, LoraSpec):
         ge=0,
         le=1,
         title="Fill in the middle",
-        help="Share of the pieces that are learned as prefix, suffix, middle; 0: the model only writes on.",
+        help="Share of the pieces that are learned as suffix, prefix, middle; 0: the model only writes on.",
     )
     method: Literal["lora", "full"] = knob(
         "full",
@@ -299,8 +299,7 @@ class Code(Writer):
         """Complete by transformers alone, with the marks that this model knows; an LSTM by torch alone."""
         if learner.model.config.model_type == lstm.MODEL_TYPE:
             return lstm.PLAIN
-        prefix, suffix, middle = infilling.native(learner.tokenizer) or infilling.MARKS
-        asked = f"{prefix}def add(a, b):\n    return {suffix}\n\nprint(add(1, 2))\n{middle}"
+        asked = infilling.spelled("def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n", learner.tokenizer)
         if not can_fill(learner):
             asked = "def add(a, b):\n    return "
         start = learner.tokenizer.bos_token or learner.tokenizer.eos_token

@@ -99,10 +99,9 @@ def tokenizer() -> Any:
 def put_back(ids: list[int], known: infilling.Marks, tokenizer: Any) -> str:
     """The text of a piece whose middle stands at its end."""
     rest = ids[len(known.start) :]
-    suffix, middle = rest.index(known.suffix[0]), rest.index(known.middle[0])
-    parts = [rest[1:suffix], rest[middle + 1 : -1], rest[suffix + 1 : middle]]
-    assert (rest[0], rest[-1]) == (known.prefix[0], known.end[0])
-    return "".join(map(tokenizer.decode, parts))
+    middle = rest.index(known.middle[0])
+    assert (rest[:2], rest[-1:]) == ([*known.prefix, *known.suffix], known.end)
+    return tokenizer.decode(rest[middle + 1 : -1]) + tokenizer.decode(rest[2:middle])
 
 
 def test_pieces_end_to_end_are_the_file(tokenizer: Any):
@@ -151,11 +150,20 @@ def test_a_long_prompt_is_read_from_its_end_and_a_long_suffix_from_its_beginning
     prompt, suffix = list(range(100, 200)), list(range(200, 280))
     asked = infilling.question(prompt, suffix, known, 45)
     assert asked == [
-        *known.start, *known.prefix, *prompt[-30:], *known.suffix, *suffix[:10], *known.middle,
+        *known.start, *known.prefix, *known.suffix, *suffix[:10], *known.middle, *prompt[-30:],
     ]  # fmt: skip
     assert infilling.question(prompt, None, known, 45) == [*known.start, *prompt[-44:]]
     short = infilling.question(prompt[:3], suffix, known, 45)
-    assert short[-38:] == [*suffix[:37], *known.middle]
+    assert short[-41:] == [*suffix[:37], *known.middle, *prompt[:3]]
+
+
+def test_a_model_that_knows_other_marks_is_asked_in_their_order():
+    names = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+    tokenizer = train([PROGRAM], CodeSpec(vocab_size=300), names)
+    prompt, suffix = (infilling.tokens(text, tokenizer) for text in ("a", "b"))
+    asked = infilling.question(prompt, suffix, infilling.marks(tokenizer), 9)
+    assert tokenizer.decode(asked) == "<s><|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>"
+    assert tokenizer(infilling.spelled("a", "b", tokenizer))["input_ids"] == asked[1:]
 
 
 # --- syntax and gaps --------------------------------------------------------------------------
@@ -246,14 +254,14 @@ def test_plain_transformers_completes_as_the_platform_does(tmp_path: Path):
     for given, line in zip(ASKED, told, strict=False):
         text = given.get("prompt", "")
         if "suffix" in given:
-            text = f"<fim_prefix>{text}<fim_suffix>{given['suffix']}<fim_middle>"
+            text = f"<fim_prefix><fim_suffix>{given['suffix']}<fim_middle>{text}"
         ids = torch.tensor([plain("<s>" + text, add_special_tokens=False)["input_ids"]])
         with torch.no_grad():
             written = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
         assert line["output"] == {"text": plain.decode(written, skip_special_tokens=True)}
     assert [line["error"]["param"] for line in told[-2:]] == ["prompt", "prompt"]
     card = (folder / "README.md").read_text()
-    assert "<s><fim_prefix>def add(a, b):" in card
+    assert "<fim_middle>def add(a, b):" in card
 
 
 def test_without_fill_in_the_middle_a_suffix_is_refused(tmp_path: Path):
