@@ -3,8 +3,6 @@
 The text is the beginning of the King James Bible, as one stream; the last tenth of its lines is held out.
 """
 
-import math
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,22 +11,11 @@ from shared import presets
 from shared.recipe import get
 from tests.attempts import events, parquet, run_here, write_attempt
 from tests.proofs.texts import beginning
+from tests.proofs.trigram import trigram
 
 pytestmark = pytest.mark.slow
 CHARACTERS = 400_000
 SEED = 7
-
-
-def trigram(learned: str, held: str) -> float:
-    """Bits per character of held-out text under a character trigram whose counts all have 0.1 added."""
-    threes = Counter(learned[at : at + 3] for at in range(len(learned) - 2))
-    twos = Counter(learned[at : at + 2] for at in range(len(learned) - 2))
-    letters = len(set(learned + held))
-    text = learned[-2:] + held
-    return -sum(
-        math.log2((threes[text[at : at + 3]] + 0.1) / (twos[text[at : at + 2]] + 0.1 * letters))
-        for at in range(len(held))
-    ) / len(held)
 
 
 @pytest.mark.parametrize("architecture", ["gpt", "llama", "lstm"])
