@@ -39,18 +39,13 @@ PROCESSES = Knob(
     advanced=True,
     optional=False,
 )
-
-
-GPUS = Knob(
+GPUS = replace(
+    PROCESSES,
     name="gpus",
     title="GPUs",
     help="The worker must have that many; with 0 any worker will do.",
-    kind="integer",
     default=0,
-    options=(),
     bounds=f"0 to {MOST_PROCESSES}",
-    advanced=True,
-    optional=False,
 )
 GPU_MEMORY = replace(
     GPUS,

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -91,7 +91,7 @@ class Cluster:
 
     def program(self, name: str, **more: str) -> Program:
         """Web, worker or beat of that name, with more of an environment."""
-        command, ready = beat_command(), always
+        command, ready = beat_command(), lambda: True
         if name in WEBS:
             port = self.ports[name]
             command, ready = web_command("127.0.0.1", port), lambda: http_answers(port, "/health")
@@ -205,6 +205,3 @@ def ported(url: str, port: int) -> str:
     """The address with another port."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rsplit(":", 1)[0] + f":{port}"))
-
-
-always: Callable[[], bool] = lambda: True  # noqa: E731
