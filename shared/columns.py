@@ -16,8 +16,14 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def choice(kind: type[StrEnum], default: StrEnum | None = None, *, nullable: bool = False) -> Any:
-    """A column of an enum, stored as text by value with a CHECK."""
+def choice(
+    kind: type[StrEnum],
+    default: StrEnum | None = None,
+    *,
+    nullable: bool = False,
+    server_default: str | None = None,
+) -> Any:
+    """A column of an enum, stored as text by value with a CHECK. `server_default` is for rows that are there."""
     column = Column(
         Enum(
             kind,
@@ -28,6 +34,7 @@ def choice(kind: type[StrEnum], default: StrEnum | None = None, *, nullable: boo
             values_callable=lambda members: [member.value for member in members],
         ),
         nullable=nullable,
+        server_default=server_default,
     )
     return Field(sa_column=column) if default is None and not nullable else Field(default, sa_column=column)
 
@@ -38,11 +45,12 @@ def moment(*, made: bool = False) -> Any:
     return Field(default_factory=now, sa_column=column) if made else Field(None, sa_column=column)
 
 
-def document(default: type[dict] | type[list] | None = dict) -> Any:
+def document(default: type[dict] | type[list] | None = dict, *, server_default: str | None = None) -> Any:
     """A JSONB column; `None` makes it nullable. Replace the value, never change it in place."""
     if default is None:
         return Field(None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
-    return Field(default_factory=default, sa_column=Column(JSONB, nullable=False))
+    column = Column(JSONB, nullable=False, server_default=server_default)
+    return Field(default_factory=default, sa_column=column)
 
 
 def ident(prefix: str) -> Any:

@@ -28,7 +28,7 @@ longer than it may fails, with its checkpoints kept, and may be retried from the
 
 Every word of an attempt is fenced by `lease_id`: once the attempt has ended, its worker's word is
 ignored. Locks are taken in this order: a slot class's advisory lock, job, attempt. Every change leaves
-a line in `transitions`.
+a line in `transitions`; a job's start and end leave what is to be told of them in `shared.outbox`.
 """
 
 from datetime import timedelta
@@ -37,7 +37,7 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from shared import caps, checkpoints, orders, ranking, settling, workers
+from shared import caps, checkpoints, orders, outbox, ranking, settling, workers
 from shared.budgets import Verdict, verdict
 from shared.errors import Refused
 from shared.ids import new_id
@@ -54,6 +54,7 @@ from shared.tables import (
     Job,
     JobDependency,
     Kind,
+    Occasion,
     Outcome,
     Ready,
     Slot,
@@ -213,8 +214,11 @@ def begin(db: Session, job: Job, worker_id: str, slots: list[str]) -> Attempt:
     db.add(attempt)
     job.state, job.stage, job.attempt_id = State.RUNNING, "fetching", attempt.id
     job.attempts += 1
+    first = job.started_at is None
     job.run_after, job.started_at = None, job.started_at or at
     note(db, job, worker_id, f"attempt {number}")
+    if first:
+        outbox.tell(db, job, Occasion.STARTED)
     return attempt
 
 
@@ -319,6 +323,7 @@ def end(
     job.reason_code, job.reason, job.reason_param = reason_code, reason, param
     job.run_after = None
     note(db, job, actor, reason or "")
+    outbox.tell(db, job, Occasion(state.value))
     if state == State.SUCCEEDED:
         settling.release_waiting(db, job)
         return state

@@ -20,8 +20,9 @@ from shared.tables import Slot
 log = logging.getLogger(__name__)
 
 LIST = "wake-ups"  # the broker's key
-LOOK, SWEEP, TICK = "burnish.look", "burnish.sweep", "burnish.tick"
+LOOK, SWEEP, TICK, DELIVER = "burnish.look", "burnish.sweep", "burnish.tick", "burnish.deliver"
 TICK_SECONDS = 15.0
+DELIVER_SECONDS = 5.0
 DRAIN_SECONDS = 120.0  # time to leave to a worker that is told to stop: its trainers write a checkpoint
 SEND_SECONDS = 1.0  # that a request waits for the broker
 BREAKER_SECONDS = 5.0  # after a failure nothing is sent for this long
@@ -65,7 +66,9 @@ def celery() -> Celery:
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_pool="threads",
-        worker_concurrency=settings().compute_slots + settings().light_slots + 2,  # two for sweep and tick
+        worker_concurrency=settings().compute_slots
+        + settings().light_slots
+        + 3,  # for sweep, tick and deliver
         worker_enable_remote_control=False,
         worker_send_task_events=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -87,6 +90,7 @@ def celery() -> Celery:
         beat_schedule={
             "sweep": entry(SWEEP, settings().sweep_seconds),
             "tick": entry(TICK, min(TICK_SECONDS, settings().sweep_seconds)),
+            "deliver": entry(DELIVER, min(DELIVER_SECONDS, settings().sweep_seconds)),
         },
         timezone="UTC",
         enable_utc=True,

@@ -30,10 +30,17 @@ class Settings(BaseSettings):
     s3_bucket: str = Field("burnish", description="The one bucket; each team has its prefix.")
     aws_access_key_id: str = Field(description="Key of the store.")
     aws_secret_access_key: str = Field(description="Secret of the store.")
-    secret_key: str = Field(min_length=32, description="Signs cookies and download links.")
+    secret_key: str = Field(
+        min_length=32, description="Signs cookies and download links; webhooks' secrets are made from it."
+    )
     public_url: str = Field("http://127.0.0.1:8000", description="The web as people reach it.")
     smtp_url: str = Field("", description="smtp://user:password@host:port; empty: no e-mail is sent.")
     mail_from: str = Field("burnish@localhost", description="Sender of e-mail.")
+    webhook_hosts: str = Field(
+        "",
+        description="Hosts that webhooks may reach although they are private or speak plain http: names or addresses,"
+        " alone (ports 80 and 443) or as host:port, with commas between.",
+    )
     trusted_proxies: int = Field(0, ge=0, description="Reverse proxies whose forwarded headers count.")
 
     max_upload_bytes: int = Field(2 * GIB, gt=0, description="Largest upload.")

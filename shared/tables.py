@@ -7,7 +7,7 @@ annotations` here: SQLModel reads the annotations.)
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Column, Identity, Index, UniqueConstraint, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, Identity, Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from shared.columns import choice, document, ident, moment, ref
@@ -16,10 +16,13 @@ from shared.words import (
     EventType,
     Kind,
     LinkKind,
+    MailScope,
+    Occasion,  # noqa: F401 - likewise
     Outcome,
     Ready,
     Role,
     RunOutcome,
+    Sent,
     Slot,
     State,
 )
@@ -65,12 +68,14 @@ class User(SQLModel, table=True):
 
 
 class Membership(SQLModel, table=True):
-    """A person's role in a team."""
+    """A person's role in a team, and which of its jobs they hear of by e-mail."""
 
     __tablename__ = "memberships"
     team_id: str = Field(foreign_key="teams.id", primary_key=True, ondelete="CASCADE")
     user_id: str = Field(foreign_key="users.id", primary_key=True, ondelete="CASCADE", index=True)
     role: Role = choice(Role)
+    mail_scope: MailScope = choice(MailScope, MailScope.NOTHING, server_default="nothing")
+    mail_occasions: list = document(list, server_default="[]")
     created_at: datetime = moment(made=True)
 
 
@@ -422,4 +427,48 @@ class ScheduleRun(SQLModel, table=True):
     outcome: RunOutcome = choice(RunOutcome)
     reason: str = ""
     job_id: str | None = ref("jobs", nullable=True, index=False)
+    created_at: datetime = moment(made=True)
+
+
+class Webhook(SQLModel, table=True):
+    """An address that hears of a team's jobs. Its secret is made of SECRET_KEY and `salt` and stored nowhere."""
+
+    __tablename__ = "webhooks"
+    id: str = ident("hook-")
+    team_id: str = ref("teams", cascade=True)
+    url: str
+    occasions: list = document(list)
+    kinds: list = document(list)  # of jobs
+    active: bool = True
+    salt: str
+    old_salt: str = ""  # of the secret before, which signs too until then
+    old_until: datetime | None = moment()
+    failing_since: datetime | None = moment()  # no try has succeeded since
+    off_reason: str = ""  # why it was switched off, where nobody did it by hand
+    created_by: str | None = ref("users", nullable=True, index=False)
+    created_at: datetime = moment(made=True)
+
+
+class Delivery(SQLModel, table=True):
+    """A message to a webhook or a person, written in the transaction of what it tells of: see `shared.outbox`."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        CheckConstraint("(webhook_id IS NULL) <> (user_id IS NULL)", name="one_receiver"),
+        Index("deliveries_due", "due_at", postgresql_where=text("state = 'waiting'")),
+        Index("deliveries_ended", "created_at", postgresql_where=text("state <> 'waiting'")),
+    )
+    id: str = ident("evt_")
+    team_id: str = ref("teams", cascade=True)
+    webhook_id: str | None = ref("webhooks", nullable=True, cascade=True)
+    user_id: str | None = ref("users", nullable=True, cascade=True)
+    job_id: str | None = ref("jobs", nullable=True, cascade=True, index=False)  # none: a test
+    type: str  # fine_tuning.job.succeeded
+    subject: str = ""  # of an e-mail
+    body: str  # as it is signed and sent
+    state: Sent = choice(Sent, Sent.WAITING)
+    tries: int = 0  # of this round
+    due_at: datetime = moment(made=True)
+    sending_until: datetime | None = moment()  # somebody's who sends it now; theirs by this very value
+    log: list = document(list)  # [{at, status, seconds, said}], the newest last
     created_at: datetime = moment(made=True)

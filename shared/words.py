@@ -89,3 +89,28 @@ class RunOutcome(StrEnum):
     SKIPPED = "skipped"
     MISSED = "missed"
     REFUSED = "refused"
+
+
+class Occasion(StrEnum):
+    """What a webhook or e-mail tells of in a job's life: its first attempt, and its end."""
+
+    STARTED = "started"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Sent(StrEnum):
+    """What has become of a delivery."""
+
+    WAITING = "waiting"  # for its first or next try
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
+class MailScope(StrEnum):
+    """Of whose jobs a person hears by e-mail."""
+
+    NOTHING = "nothing"
+    MINE = "mine"
+    TEAM = "team"

@@ -53,7 +53,7 @@ def aim(environment: dict[str, str]) -> None:
         return
     if engine.cache_info().currsize:
         engine().dispose()
-    for name in SHORT:
+    for name in (*SHORT, "WEBHOOK_HOSTS"):
         os.environ.pop(name, None)
     os.environ.update(environment)
     for name, module in list(sys.modules.items()):
@@ -117,6 +117,7 @@ class Live:
         self.supervisor = Supervisor(folder)
         self.port = free_port(random_ports()["postgres"] + 7000)
         self.url = f"http://127.0.0.1:{self.port}"
+        self.hooks = free_port(self.port + 1)  # where a receiver of webhooks may listen
 
     @property
     def environment(self) -> dict[str, str]:
@@ -128,6 +129,7 @@ class Live:
             "REDIS_URL": known["REDIS_URL"].removesuffix("/0") + "/1",
             "S3_BUCKET": "burnish-live",
             "PUBLIC_URL": self.url,
+            "WEBHOOK_HOSTS": f"127.0.0.1:{self.hooks}",
         }  # fmt: skip
 
     def start(self) -> None:

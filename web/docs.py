@@ -25,6 +25,7 @@ TAGS = {
     "api_batches": "Batches",
     "api_evaluations": "Evaluations",
     "api_schedules": "Schedules",
+    "api_webhooks": "Webhooks",
 }
 KEY = {
     "name": "Idempotency-Key",

@@ -1,14 +1,15 @@
-"""Takes away the bytes of what was deleted, and the shards of inference jobs that have ended."""
+"""Takes away the bytes of what was deleted, the shards of inference jobs that have ended, old deliveries."""
 
 from sqlalchemy import delete, update
 from sqlmodel import Session, col, select
 
-from shared import shards, storage
+from shared import outbox, shards, storage
 from shared.db import transaction
 from shared.tables import Artifact, Checkpoint, Job
 
 AT_ONCE = 20  # jobs in one sweep
 SHARDS_AT_ONCE = 1000
+DELIVERIES_AT_ONCE = 1000
 
 
 def tidy() -> int:
@@ -16,6 +17,8 @@ def tidy() -> int:
 
     The rows say first that something is deleted; its bytes may go any time later.
     """
+    with transaction() as db:
+        outbox.forget(db, DELIVERIES_AT_ONCE)
     clear_shards()
     with transaction() as db:
         emptied = deleted_with_bytes(db)

@@ -6,6 +6,7 @@ a look of its own at each sweep interval, so that a lost wake-up costs no more t
 """
 
 import logging
+import threading
 from typing import Any
 
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
@@ -13,7 +14,7 @@ from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from shared import queue, ranking, reaper, schedules, storage, workers
 from shared.db import transaction
 from shared.tables import Slot
-from worker import janitor
+from worker import janitor, postman
 from worker.contact import AWAY
 from worker.machine import Machine
 
@@ -27,6 +28,7 @@ class Here:
     """The machine of this process, once the worker has started."""
 
     machine: Machine | None = None
+    posting = threading.Lock()
 
 
 @worker_init.connect
@@ -110,3 +112,16 @@ def tick() -> None:
         return
     for slot in {job.slot for job in submitted}:
         queue.wake(slot)
+
+
+@app.task(name=queue.DELIVER)
+def deliver() -> None:
+    """Sends what webhooks and people are to hear; one thread of a worker does so at a time."""
+    if not Here.posting.acquire(blocking=False):
+        return
+    try:
+        postman.deliver()
+    except AWAY as away:
+        log.warning("The database is away; what is due is sent later: %s", away)
+    finally:
+        Here.posting.release()

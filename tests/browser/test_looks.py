@@ -13,7 +13,19 @@ from sqlmodel import Session, select
 
 from shared.columns import now
 from shared.db import transaction
-from shared.tables import Event, EventType, Job, Kind, Schedule, State, Team, Transition
+from shared.tables import (
+    Delivery,
+    Event,
+    EventType,
+    Job,
+    Kind,
+    Schedule,
+    Sent,
+    State,
+    Team,
+    Transition,
+    Webhook,
+)
 from tests.browser.conftest import Visit, a_member
 from tests.factories import a_checkpoint, a_dataset, a_job, an_attempt, an_evaluation
 from tests.services import Live
@@ -48,6 +60,7 @@ def pages(live: Live) -> dict[str, str]:
                             dataset_id=version.dataset_id, order={"recipe": "classification"}, created_by=user.id)  # fmt: skip
         db.add(schedule)
         db.flush()
+        webhook = heard_of(db, failed)
         return {
             "sign-in": "/sign-in", "jobs": "/jobs", "new job": f"/jobs/new?dataset={version.id}", "clone": f"/jobs/new?from={done[0]}",
             "succeeded": f"/jobs/{done[0]}", "running": f"/jobs/{running}", "failed": f"/jobs/{failed.id}", "queued": f"/jobs/{queued.id}",
@@ -56,8 +69,27 @@ def pages(live: Live) -> dict[str, str]:
             "schedule": f"/schedules/{schedule.id}", "queue": "/queue", "batch": f"/batches/new?model={done[1]}",
             "evaluate": f"/evaluations/new?model={done[1]}&dataset={version.id}", "evaluation": f"/jobs/{judged[0]}",
             "compare": f"/evaluations/compare?job={judged[0]}&job={judged[1]}&all=1", "nothing to compare": "/evaluations/compare",
-            "team": "/team", "new team": "/team/new", "password": "/password", "not there": "/jobs/nothing", "docs": "/docs",
+            "team": "/team", "notifications": "/team/notifications", "webhook": f"/team/webhooks/{webhook}", "new team": "/team/new", "password": "/password", "not there": "/jobs/nothing", "docs": "/docs",
         }  # fmt: skip
+
+
+def heard_of(db: Session, job: Job) -> str:
+    """A webhook that was switched off, with deliveries in every state; returns its id."""
+    url = "https://hooks.example.com/a-long-path-with-a-token-" + "x" * 120
+    webhook = Webhook(team_id=job.team_id, url=url, occasions=["failed"], kinds=["train"], salt="x", active=False,
+                      off_reason="No delivery has arrived since 1 Nov 2026, 12:00 UTC.")  # fmt: skip
+    db.add(webhook)
+    db.flush()
+    line = {
+        "at": now().isoformat(),
+        "status": None,
+        "seconds": 10.0,
+        "said": f"It did not answer within 10 seconds. {EVIL}",
+    }
+    for state, log in ((Sent.WAITING, []), (Sent.WAITING, [line]), (Sent.GIVEN_UP, [line] * 8), (Sent.DELIVERED, [line | {"status": 204, "said": ""}])):  # fmt: skip
+        db.add(Delivery(team_id=job.team_id, webhook_id=webhook.id, job_id=job.id, type="fine_tuning.job.failed", body="{}",
+                        state=state, log=log, tries=len(log), due_at=now() + timedelta(days=1)))  # fmt: skip
+    return webhook.id
 
 
 def finished(db: Session, team: Team, version_id: str, user_id: str) -> tuple[str, str]:

@@ -1,10 +1,8 @@
 """People come in, are invited, forget their passwords and leave."""
 
 import re
-import smtplib
 import threading
 from datetime import timedelta
-from email.message import EmailMessage
 from types import SimpleNamespace
 
 import pytest
@@ -236,34 +234,6 @@ def test_a_forgotten_password_is_mailed_and_a_stranger_hears_the_same(app, house
     assert to == "viewer@example.com"
     path = path_of(re.findall(r"http\S+/reset/\S+", text)[0])
     assert Visitor(app).get(path).status_code == 200
-
-
-def test_a_message_goes_out_over_smtp(stack, monkeypatch):
-    seen: list = []
-
-    class Recorder:
-        def __init__(self, host: str, port: int, timeout: float) -> None:
-            seen.append((host, port))
-
-        def __enter__(self) -> "Recorder":
-            return self
-
-        def __exit__(self, *_) -> None:
-            pass
-
-        def has_extn(self, name: str) -> bool:
-            return False
-
-        def login(self, user: str, password: str) -> None:
-            seen.append((user, password))
-
-        def send_message(self, message: EmailMessage) -> None:
-            seen.append((message["To"], message.get_content()))
-
-    monkeypatch.setattr(settings(), "smtp_url", "smtp://me:p%40ss@mail.example:2525")
-    monkeypatch.setattr(smtplib, "SMTP", Recorder)
-    mail.send("you@example.com", "Hello", "Text").join()
-    assert seen == [("mail.example", 2525), ("me", "p@ss"), ("you@example.com", "Text\n")]
 
 
 def test_the_last_owner_stays_an_owner_and_stays(app, house):

@@ -9,7 +9,7 @@ from sqlalchemy import inspect, text
 from sqlmodel import select
 from werkzeug.routing import Rule
 
-from shared import base_models, links, schedules
+from shared import base_models, links, outbox, schedules, webhooks
 from shared.db import engine, transaction
 from shared.ids import new_id
 from shared.settings import settings
@@ -64,6 +64,8 @@ def world(app):
         schedule = schedules.create(db, team_id=alpha.id, name=CANARY, cron="0 2 * * *", zone="UTC",
                                     dataset_id=version.dataset_id, order=order)  # fmt: skip
         links.invite(db, alpha.id, Role.VIEWER)
+        webhook, _ = webhooks.create(db, team_id=alpha.id, url=f"https://hooks.example.com/{CANARY}")
+        delivery = outbox.try_out(db, webhook)
         db.flush()
         ids = {
             "file_id": file.id,
@@ -75,6 +77,8 @@ def world(app):
             "dataset_id": version.dataset_id,
             "version_id": version.id,
             "schedule_id": schedule.id,
+            "webhook_id": webhook.id,
+            "delivery_id": delivery.id,
             "model": base_models.name_of(checkpoint, job, alpha),
             "base_id": base.id,
             "base_model_id": base.id,
@@ -238,9 +242,10 @@ def test_our_own_team_sees_it(app, world):
             "/v1/schedules",
             "/v1/batches",
             "/v1/evaluations",
+            "/v1/webhooks",
         )
     ]
-    ids = ("file_id", "job_id", "model", "schedule_id", "batch_id", "evaluation_id")
+    ids = ("file_id", "job_id", "model", "schedule_id", "batch_id", "evaluation_id", "webhook_id")
     for found, name in zip(seen, ids, strict=True):
         assert world.ids[name] in found, name
 

@@ -46,7 +46,7 @@ def test_the_settings_are_those_that_the_traps_demand(stack):
     assert queue.celery().conf.worker_concurrency > settings().compute_slots + settings().light_slots
     options = queue.publisher().conf.broker_transport_options
     assert (options["socket_timeout"], options["socket_connect_timeout"], options["max_retries"]) == (1, 1, 0)
-    assert set(queue.celery().conf.beat_schedule) == {"sweep", "tick"}
+    assert set(queue.celery().conf.beat_schedule) == {"sweep", "tick", "deliver"}
 
 
 def test_a_wake_up_is_one_message_that_expires(broker):

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from shared.stories import GENERAL, STORIES, story
 from shared.tables import Checkpoint, Job, Kind, State
-from web.failures import GENERAL, STORIES, Case, changes, story
+from web.failures import REMEDIES, Case, changes
 
 ROOT = Path(__file__).parents[2]
 SAID_BY = ("worker", "shared/recipes", "shared/learning")
@@ -69,7 +70,7 @@ def test_every_story_is_told_and_has_one_button(code):
     assert told.title
     assert told.advice.endswith(".")
     for kind in Kind:
-        button = told.remedy(Case(failed(code, kind=kind)))
+        button = REMEDIES[told.remedy](Case(failed(code, kind=kind)))
         assert button.label
         assert button.address.startswith("/")
 
@@ -94,14 +95,14 @@ def test_what_another_try_changes_goes_by_the_reason():
 
 def test_a_training_resumes_where_a_checkpoint_is_and_else_starts_again():
     job, point = failed("poison"), Checkpoint(id="ftckpt_1", step=1240, prefix="x/")
-    button = story("poison").remedy(Case(job, point))
+    button = REMEDIES[story("poison").remedy](Case(job, point))
     assert (button.label, button.fields) == ("Resume from step 1,240", {"checkpoint": "ftckpt_1"})
-    assert story("poison").remedy(Case(job)).label == "Try again"
+    assert REMEDIES[story("poison").remedy](Case(job)).label == "Try again"
 
 
 def test_the_button_to_the_form_names_the_field():
     def label(param, code="invalid_value"):
-        return story(code).remedy(Case(failed(code, reason_param=param))).label
+        return REMEDIES[story(code).remedy](Case(failed(code, reason_param=param))).label
 
     assert label("method.sft.hyperparameters.learning_rate") == "Change «Learning rate»"
     assert label("messages", "wrong_type") == "Choose another column for «messages»"
