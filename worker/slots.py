@@ -1,10 +1,13 @@
-"""The slots of a worker: how many attempts run at once, by class. Each is a lock of the kernel's, too."""
+"""The slots of a worker: how many attempts run at once, by class. Each is a lock of the kernel's, too, which the
+attempt's trainer inherits: it is free when both are done with it.
+"""
 
 import fcntl
 import os
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared.tables import Slot
@@ -60,6 +63,11 @@ class Slots:
             self._free[slot].append(index)
             self._free[slot].sort()
             return True
+
+    def locks(self, slot: Slot, indices: Sequence[int]) -> list[int]:
+        """The descriptors that hold the locks of these slots, for a trainer to hold them too."""
+        with self._mutex:
+            return [self._locks[slot, index] for index in indices]
 
     def free(self, slot: Slot) -> bool:
         """Whether a slot of that class is free in this process."""

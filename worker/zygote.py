@@ -8,7 +8,9 @@ should that fail, by a pipe whose only writer is the supervisor. The death signa
 that started the zygote, so start it from one that lives as long as the process.
 
 Between supervisor and zygote runs a socket with a JSON object a packet:
-{"fork": folder} → {"forked": pid} or {"refused": text}; {"exited": pid, "code": n} whenever one ends.
+{"fork": folder} → {"forked": pid} or {"refused": text}; {"exited": pid, "code": n} whenever one ends. With a fork
+go the descriptors of the slots' locks: the trainer holds them too, so that a slot is nobody else's while it lives,
+whoever has died above it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from worker import walls
 from worker.walls import sandbox_facts
 
 PACKET = 65_536
+MOST_LOCKS = 64  # of one attempt
 MOST_OUTPUT = 2 * 1024 * 1024  # bytes of output.log
 KILLED = -signal.SIGKILL
 
@@ -117,11 +121,14 @@ class Zygote:
         self.listen(0)
         return not self.gone and self.process.poll() is None
 
-    def fork(self, folder: Path, timeout: float = 120) -> Trainer:
-        """A trainer for the attempt in `folder`. Raises OSError if the zygote is dead or refuses."""
+    def fork(self, folder: Path, locks: Sequence[int] = (), timeout: float = 120) -> Trainer:
+        """A trainer for the attempt in `folder`, which holds on to these descriptors. Raises OSError if the zygote
+        is dead or refuses.
+        """
         with self.lock:
             try:
-                self.channel.send(json.dumps({"fork": str(folder.resolve())}).encode())
+                word = json.dumps({"fork": str(folder.resolve())}).encode()
+                socket.send_fds(self.channel, [word], list(locks))
             except OSError:
                 self.gone = True
             deadline = time.monotonic() + timeout
@@ -194,19 +201,22 @@ class Nursery:
             if self.lifeline in ready:
                 return
             if self.channel in ready:
-                packet = self.channel.recv(PACKET)
+                packet, locks, _, _ = socket.recv_fds(self.channel, PACKET, MOST_LOCKS)
                 if not packet:
                     return
-                self.answer(Path(json.loads(packet)["fork"]))
+                self.answer(Path(json.loads(packet)["fork"]), locks)
 
-    def answer(self, folder: Path) -> None:
-        """Fork a trainer and tell its pid."""
+    def answer(self, folder: Path, locks: Sequence[int]) -> None:
+        """Fork a trainer, which alone keeps the locks, and tell its pid."""
         try:
-            self.say({"forked": self.fork(folder)})
+            self.say({"forked": self.fork(folder, locks)})
         except (OSError, RuntimeError) as wrong:
             self.say({"refused": f"No trainer could be forked: {wrong}"})
+        finally:
+            for lock in locks:
+                os.close(lock)
 
-    def fork(self, folder: Path) -> int:
+    def fork(self, folder: Path, locks: Sequence[int]) -> int:
         """The pid of a trainer that has its own session, so that its group can be killed."""
         threads = len(list(Path("/proc/self/task").iterdir()))
         if threads != 1:
@@ -218,7 +228,7 @@ class Nursery:
         pid = os.fork()
         if pid == 0:
             os.close(ready)
-            self.become_trainer(folder, zygote, writing, settled)
+            self.become_trainer(folder, zygote, writing, settled, locks)
         log_left = max(0, MOST_OUTPUT - log.tell())
         self.outputs[reading] = (log, log_left)
         os.close(writing)
@@ -228,7 +238,9 @@ class Nursery:
         self.trainers.add(pid)
         return pid
 
-    def become_trainer(self, folder: Path, zygote: int, output: int, settled: int) -> None:
+    def become_trainer(
+        self, folder: Path, zygote: int, output: int, settled: int, locks: Sequence[int]
+    ) -> None:
         """In the child: walls, signals, output; then the attempt. Never returns."""
         code = 1
         try:
@@ -241,7 +253,7 @@ class Nursery:
             stop = Stop().listen()
             os.dup2(output, 1)
             os.dup2(output, 2)
-            self.let_go(keep={0, 1, 2, self.lifeline, settled})
+            self.let_go(keep={0, 1, 2, self.lifeline, settled, *locks})
             os.write(settled, b"1")
             os.close(settled)
             walls.confine(zygote, folder)

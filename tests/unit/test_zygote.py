@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from shared.tables import Slot
 from tests.attempts import TINY, events, parquet, write_attempt
 from worker import landlock, walls
+from worker.slots import Slots
 from worker.zygote import Trainer, Zygote, sandbox_facts
 
 ROWS = [
@@ -200,6 +202,71 @@ def test_a_daemon_that_a_trainer_leaves_behind_ends_with_it(monkeypatch, tmp_pat
         wait_for(lambda: not runs(daemon), 1)
     finally:
         zygote.stop()
+
+
+STUBBORN = """
+import ctypes, os, time
+from pathlib import Path
+from worker import zygote
+def stubborn(folder, stop, **more):
+    ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
+    Path(folder, "pid").write_text(str(os.getpid()))
+    time.sleep(600)
+def warm_up():
+    import worker.engine.__main__ as engine
+    engine.run = stubborn
+zygote.warm_up = warm_up
+zygote.main()
+"""
+WORKER = f"""
+import subprocess, sys, time
+from pathlib import Path
+from shared.tables import Slot
+from worker.slots import Slots
+from worker.zygote import Zygote
+popen = subprocess.Popen
+subprocess.Popen = lambda command, **more: popen([command[0], "-c", {STUBBORN!r}, *command[3:]], **more)
+slots = Slots(Path(sys.argv[1]), {{Slot.COMPUTE: 1}})
+index = slots.take(Slot.COMPUTE)
+zygote = Zygote.start()
+zygote.fork(Path(sys.argv[2]), slots.locks(Slot.COMPUTE, [index]))
+print(zygote.process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_slot_is_nobodys_while_a_trainer_of_a_killed_worker_lives(tmp_path: Path):
+    slots, folder = tmp_path / "slots", tmp_path / "attempt"
+    folder.mkdir()
+    (folder / "attempt.json").write_text("{}")
+    command = [sys.executable, "-c", WORKER, str(slots), str(folder)]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    zygote = int(worker.stdout.readline())
+    wait_for((folder / "pid").exists)
+    trainer = int((folder / "pid").read_text())
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    wait_for(lambda: not runs(zygote), 5)
+    try:
+        assert runs(trainer), "it must outlive its worker here"
+        assert Slots(slots, {Slot.COMPUTE: 1}).take(Slot.COMPUTE) is None
+    finally:
+        os.kill(trainer, signal.SIGKILL)
+    wait_for(lambda: not runs(trainer), 5)
+    wait_for(lambda: Slots(slots, {Slot.COMPUTE: 1}).take(Slot.COMPUTE) == 0, 5)
+
+
+def test_a_slot_is_free_again_when_its_trainer_has_ended_and_its_worker_gives_it_back(
+    zygote: Zygote, base: Path, tmp_path: Path
+):
+    slots = Slots(tmp_path / "slots", {Slot.COMPUTE: 1})
+    index = slots.take(Slot.COMPUTE)
+    assert index == 0
+    folder = attempt(tmp_path / "short", base, max_steps=1)
+    assert zygote.fork(folder, slots.locks(Slot.COMPUTE, [index])).wait(120) == 0
+    slots.give_back(Slot.COMPUTE, index, None)
+    assert Slots(tmp_path / "slots", {Slot.COMPUTE: 1}).take(Slot.COMPUTE) == 0
 
 
 BURGLAR = """
