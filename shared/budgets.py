@@ -7,6 +7,8 @@
 | crashed twice in a row at the same step for the same reason | never: it would do so again |
 | crashed for want of the machine's memory | once |
 | lost, released: the machine's doing | at once and free, at most 20 times a day, with growing pauses |
+| released as the disk became full | likewise, at most three times a day |
+| released before it began, for want of room on the disk | once a worker has room; free and not counted |
 """
 
 import random
@@ -23,6 +25,8 @@ FREE_A_DAY = 20
 FREE_AT_ONCE = 3
 LONGEST_PAUSE = 1800.0
 FREE = (Outcome.LOST, Outcome.RELEASED)
+NO_ROOM, DISK_FULL = "no_room", "disk_full"
+FULL_A_DAY = 3
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,18 @@ def verdict(history: Sequence[Attempt], newest_step: int, at: datetime, pause: f
 
 def after_free(history: Sequence[Attempt], at: datetime, pause: float) -> Verdict:
     """The machine's doing: not charged, but not for ever either."""
-    day = at - timedelta(days=1)
-    times = sum(a.outcome in FREE and a.ended_at is not None and a.ended_at > day for a in history)
+    day, last = at - timedelta(days=1), history[0]
+    if last.reason_code == NO_ROOM:
+        return Verdict(again=True, pause=pause)
+    today = [a for a in history if a.outcome in FREE and a.ended_at is not None and a.ended_at > day]
+    full = sum(a.reason_code == DISK_FULL for a in today)
+    if last.reason_code == DISK_FULL and full >= FULL_A_DAY:
+        told = f"It filled the disk of its worker {full} times in a day."
+        return Verdict(again=False, reason_code=DISK_FULL, reason=told)
+    times = sum(a.reason_code != NO_ROOM for a in today)
     if times > FREE_A_DAY:
         told = (
-            f"Workers lost or gave back this job {times} times in a day. The last time: {history[0].reason}. "
+            f"Workers lost or gave back this job {times} times in a day. The last time: {last.reason}. "
             "Look at the workers on the queue page, then retry."
         )
         return Verdict(again=False, reason_code="infrastructure", reason=told)

@@ -5,8 +5,9 @@ always wins in the end. Between teams the head of the team that used least of th
 last day goes first. A job with a pause (`run_after`) or an unfinished dependency is passed over.
 
 A job is passed over where its team, or everybody together, would occupy more slots than its cap; where
-the worker lacks what it needs; and where too few of the worker's slots are free. So that a wide job is not
-passed over for ever, the roomiest worker takes nothing else once it is its turn and it has waited for long.
+the worker lacks what it needs, or room for it on its disk; and where too few of the worker's slots are free.
+So that a wide job is not passed over for ever, the roomiest worker takes nothing else once it is its turn and
+it has waited for long.
 
 Costs O(teams × log n) of the queue's length: an index serves each team's head.
 """
@@ -18,6 +19,7 @@ from sqlalchemy import text
 from sqlmodel import Session, select
 
 from shared.resources import FITS, TAKES, Offer
+from shared.room import HAS_ROOM, UNTOLD
 from shared.tables import Job, State
 
 WINDOW_SECONDS = 86_400
@@ -71,7 +73,7 @@ HEADS = f"""
       FROM room
      CROSS JOIN LATERAL (SELECT j.id, j.rank_at, j.created_at, j.run_after, {TAKES} AS takes FROM jobs j
                           WHERE room.slots > 0 AND j.team_id = room.team_id AND j.id <> ALL(:taken)
-                            AND {TAKES} <= room.slots AND {FITS} AND {READY}
+                            AND {TAKES} <= room.slots AND {FITS} AND {HAS_ROOM} AND {READY}
                           ORDER BY j.rank_at, j.id LIMIT 1) head
       LEFT JOIN used ON used.team_id = room.team_id
      ORDER BY seconds, head.rank_at, head.id"""  # noqa: S608 - constants of this file
@@ -90,11 +92,19 @@ WAITING = f"""
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job may go: what a worker has, and how many of its slots are free; within the caps or not."""
+    """Where a job may go: what a worker has, how many of its slots are free, and its room in bytes of disk; within
+    the caps or not.
+    """
 
     has: Offer
     free: int
     capped: bool = True
+    room: int = UNTOLD
+
+    @property
+    def values(self) -> dict[str, int | bool]:
+        """For `HEADS`."""
+        return self.has.values | {"free": self.free, "capped": self.capped, "room": self.room}
 
 
 ANYWHERE = Place(ANY, ANY.slots, capped=False)
@@ -105,11 +115,7 @@ def heads(db: Session, slot: str, place: Place = ANYWHERE, taken: list[str] | No
     in the order of claiming, but for `taken`.
     """
     known = {"slot": slot, "taken": taken or [], "window": WINDOW_SECONDS, "least": LEAST_SECONDS}
-    return list(
-        db.connection()
-        .execute(text(HEADS), known | place.has.values | {"free": place.free, "capped": place.capped})
-        .all()
-    )
+    return list(db.connection().execute(text(HEADS), known | place.values).all())
 
 
 def kept_for(db: Session, slot: str, place: Place) -> str | None:
@@ -118,7 +124,7 @@ def kept_for(db: Session, slot: str, place: Place) -> str | None:
     """
     if place.free >= place.has.slots:
         return None
-    turn = heads(db, slot, Place(place.has, place.has.slots))
+    turn = heads(db, slot, Place(place.has, place.has.slots, room=place.room))
     wide = turn and turn[0].takes > place.free and turn[0].waited > PATIENCE_SECONDS
     return turn[0].id if wide else None
 
@@ -142,8 +148,10 @@ def first_free(db: Session, slot: str, place: Place) -> tuple[Job, int] | None:
 
 
 def used(db: Session, slot: str) -> dict[str, float]:
-    """{team: seconds of slots of that class that it used within the last day}."""
-    known = {"slot": slot, "window": WINDOW_SECONDS, "least": LEAST_SECONDS}
+    """{team: seconds of slots of that class that it really used within the last day}; to be shown, while turns go by
+    seconds of which each attempt has `LEAST_SECONDS` at least.
+    """
+    known = {"slot": slot, "window": WINDOW_SECONDS, "least": 0}
     return {row.team_id: float(row.seconds) for row in db.connection().execute(text(USED), known)}
 
 

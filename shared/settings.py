@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         0, ge=0, description="CPU threads of a trainer; 0: the cores shared out among the compute slots."
     )
     light_slots: int = Field(1, ge=0, description="Imports and exports at once on this worker.")
+    disk_floor_gib: float = Field(
+        5,
+        ge=0,
+        description="GiB of the data folder's disk that a worker leaves free: with less it takes no jobs.",
+    )
     heartbeat_seconds: float = Field(10, gt=0, description="Between two signs of life of a worker.")
     lease_seconds: float = Field(60, gt=0, description="An attempt that is silent for longer is lost.")
     sweep_seconds: float = Field(15, gt=0, description="What a lost wake-up costs at most.")

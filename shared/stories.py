@@ -61,7 +61,17 @@ STORIES: dict[str, Story] = {
     "cancelled": Story("It was cancelled", f"Its checkpoints are kept. {RESUME}", "go_on"),
     "stopped": Story("It was stopped", f"Its checkpoints are kept. {RESUME}", "go_on"),
     "disk_full": Story(
-        "The worker's disk is full",
+        "It filled the worker's disk",
+        f"Free some space there (`burnish doctor` shows how much there is), or save fewer checkpoints. {RESUME}",
+        "go_on",
+    ),
+    "disk_too_small": Story(
+        "No worker's disk is large enough",
+        "Choose a smaller model or dataset, or give a worker a larger disk. Then start again.",
+        "mend",
+    ),
+    "no_room": Story(
+        "There was no room on the worker's disk",
         f"Free some space there (`burnish doctor` shows how much there is). {RESUME}",
         "go_on",
     ),

@@ -8,6 +8,7 @@ annotations` here: SQLModel reads the annotations.)
 from datetime import datetime
 
 from sqlalchemy import BigInteger, CheckConstraint, Column, Identity, Index, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
 from shared.columns import choice, document, ident, moment, ref
@@ -35,6 +36,7 @@ class Team(SQLModel, table=True):
     id: str = ident("team-")
     name: str = Field(unique=True)
     max_run_seconds: int | None = None  # of its jobs that name none themselves
+    keep_best: int | None = 2  # checkpoints of an ended job, beside the last and those in use; None: all
     created_at: datetime = moment(made=True)
 
 
@@ -221,6 +223,9 @@ class Worker(SQLModel, table=True):
     devices: list = document(list)  # [{name, memory_bytes}]
     cpus: int = Field(0, sa_column_kwargs={"server_default": text("0")})  # 0: an older worker, not told
     sandbox: dict = document()  # which walls stand around a trainer
+    disk: dict = Field(  # {free, floor, total, room} in bytes: see shared.room; {}: not told
+        default_factory=dict, sa_column=Column(JSONB, nullable=False, server_default=text("'{}'"))
+    )
     note: str = ""  # why it claims nothing just now, if so
     started_at: datetime = moment(made=True)
     heartbeat_at: datetime = moment(made=True)
@@ -237,6 +242,17 @@ class Job(SQLModel, table=True):
         Index("jobs_claim", "slot", "team_id", "rank_at", "id", postgresql_where=text("state = 'queued'")),
         Index("jobs_running", "id", postgresql_where=text("state = 'running'")),
         Index("jobs_team_age", "team_id", "id"),
+        Index(
+            "jobs_unswept",
+            "finished_at",
+            postgresql_where=text("swept_at IS NULL AND finished_at IS NOT NULL"),
+        ),
+        Index(
+            "jobs_resumes",
+            "resume_checkpoint_id",
+            postgresql_where=text("resume_checkpoint_id IS NOT NULL"),
+        ),
+        Index("jobs_swept", "swept_at", postgresql_where=text("swept_at IS NOT NULL")),
     )
     id: str = Field(primary_key=True)  # ftjob-, batch_, export-, import- + sortable characters
     team_id: str = ref("teams", cascade=True, index=False)
@@ -250,6 +266,7 @@ class Job(SQLModel, table=True):
     labels: dict = document()  # the API's metadata
     columns: dict = document()  # {the recipe's column: the dataset's column}
     resources: dict = document()  # what it needs of a worker: see shared.resources
+    disk_bytes: int | None = Field(None, sa_type=BigInteger)  # likewise, once a worker had too little
     base_model_id: str | None = ref("base_models", nullable=True, index=False)
     checkpoint_id: str | None = Field(None, index=True)  # what it starts from, answers with, exports
     resume_checkpoint_id: str | None = None  # another job's, whose training it goes on with
@@ -286,6 +303,7 @@ class Job(SQLModel, table=True):
     created_at: datetime = moment(made=True)
     started_at: datetime | None = moment()
     finished_at: datetime | None = moment()
+    swept_at: datetime | None = moment()  # after its end: what needs not be kept was looked for
     deleted_at: datetime | None = moment()
 
 
@@ -356,7 +374,10 @@ class Checkpoint(SQLModel, table=True):
     """A stored checkpoint. This row is the commit point: what has no row does not exist."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (UniqueConstraint("job_id", "step"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "step"),
+        Index("checkpoints_to_empty", "id", postgresql_where=text("deleted_at IS NOT NULL AND bytes > 0")),
+    )
     id: str = ident("ftckpt_")
     team_id: str = ref("teams", cascade=True)
     job_id: str = ref("jobs", cascade=True, index=False)
@@ -369,7 +390,8 @@ class Checkpoint(SQLModel, table=True):
     manifest: list = document(list)  # [{name, bytes, sha256}]; names begin servable/ or state/
     bytes: int = Field(0, sa_type=BigInteger)
     created_at: datetime = moment(made=True)
-    deleted_at: datetime | None = moment()
+    pinned_at: datetime | None = moment()  # somebody wants it kept
+    deleted_at: datetime | None = moment()  # it exists no more; its bytes go after
 
 
 class Artifact(SQLModel, table=True):

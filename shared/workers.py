@@ -1,12 +1,13 @@
 """Workers: processes that offer slots. Each keeps its own row; a silent one is shown as such."""
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlalchemy import func, text
 from sqlmodel import Session, col, select
 
-from shared import ranking, resources
+from shared import ranking, resources, room
 from shared.errors import NotFound
 from shared.leases import clock
 from shared.settings import settings
@@ -21,12 +22,16 @@ def register(db: Session, worker: Worker) -> Worker:
     return db.merge(worker)
 
 
-def beat(db: Session, worker_id: str, note: str = "") -> bool:
-    """The worker's sign of life, with the reason why it claims nothing just now; False: it has no row."""
-    seen = text(
-        "UPDATE workers SET heartbeat_at = clock_timestamp(), note = :note, stopped_at = NULL WHERE id = :id"
-    )
-    return db.connection().execute(seen, {"note": note, "id": worker_id}).rowcount == 1
+def beat(db: Session, worker_id: str, note: str = "", disk: dict[str, int] | None = None) -> bool:
+    """The worker's sign of life, with the reason why it claims nothing just now and what it has of disk (see
+    `shared.room`); False: it has no row.
+    """
+    seen = text("""
+        UPDATE workers SET heartbeat_at = clock_timestamp(), note = :note, stopped_at = NULL,
+               disk = coalesce(CAST(:disk AS jsonb), disk)
+         WHERE id = :id""")
+    told = {"note": note, "id": worker_id, "disk": json.dumps(disk) if disk else None}
+    return db.connection().execute(seen, told).rowcount == 1
 
 
 def drain(db: Session, worker_id: str) -> Worker:
@@ -99,12 +104,13 @@ def place(db: Session, worker_id: str, slot: Slot | str) -> ranking.Place | None
         return None
     has = resources.offer(worker, slot)
     free = has.slots - taken(db, slot, [worker_id])[worker_id]
-    return ranking.Place(has, free) if free > 0 else None
+    return ranking.Place(has, free, room=room.of(worker)) if free > 0 else None
 
 
 def roomiest(db: Session, job: Job) -> str | None:
     """The worker that could hold the job and has the most slots free for it."""
     able = [w for w in takers(db) if resources.fits(job.resources, resources.offer(w, job.slot))]
+    able = [w for w in able if room.has(w, job)]
     busy = taken(db, job.slot, [w.id for w in able])
-    room = {w.id: resources.offer(w, job.slot).slots - busy[w.id] for w in able}
-    return min(room, key=lambda worker_id: (-room[worker_id], worker_id), default=None)
+    free = {w.id: resources.offer(w, job.slot).slots - busy[w.id] for w in able}
+    return min(free, key=lambda worker_id: (-free[worker_id], worker_id), default=None)

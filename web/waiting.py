@@ -12,14 +12,14 @@ from datetime import timedelta
 
 from sqlmodel import Session, col, func, select
 
-from shared import caps, ranking, resources, workers
+from shared import caps, ranking, resources, room, workers
 from shared.columns import now
 from shared.tables import Attempt, Job, JobDependency, Outcome, Slot, State, Worker
 from web.words import plural, span
 
 LATELY = timedelta(days=14)
 PAST = 200  # ended attempts from which the usual length is told
-NAMED = 3  # own jobs ahead that are named
+NAMED = 3  # own jobs ahead, and workers, that are named
 HELD = "It waits for another job to end."
 
 
@@ -133,6 +133,8 @@ def held_back(db: Session, job: Job) -> list[Job]:
 def why(job: Job, at: Scene, before: int) -> tuple[str, bool]:
     """In a sentence, why it does not run yet; and whether it never will as things stand."""
     if job.run_after and job.run_after > now():
+        if job.disk_bytes and (lacking := what_lacks(job, at)):
+            return lacking, True
         rests = span((job.run_after - now()).total_seconds())
         return f"It failed in a way that passes, and rests for {rests} before the next try.", False
     if lacking := what_lacks(job, at):
@@ -140,7 +142,8 @@ def why(job: Job, at: Scene, before: int) -> tuple[str, bool]:
     takes = narrowest(job, at)
     if capped := at_cap(job, at, takes):
         return capped, takes > at.caps.get(job.team_id, takes) or takes > at.caps.get(None, takes)
-    free = max((n for w, n in at.free.items() if fits(job, worker_of(at, w))), default=0)
+    holders = {w.id for w in at.workers if fits(job, w) and room.has(w, job)}
+    free = max((n for w, n in at.free.items() if w in holders), default=0)
     if free >= takes and not before:
         return "A slot is free; it starts within moments.", False
     if free >= takes:
@@ -159,9 +162,18 @@ def what_lacks(job: Job, at: Scene) -> str:
     able = [w for w in offering if fits(job, w)]
     if not able:
         return f"It needs {resources.said(job.resources)}, and no worker that is alive has that."
-    if not any(w.id in at.free for w in able):
-        return "Every worker that could run it takes no jobs just now: see the workers on the queue page."
+    roomy = [w for w in able if room.has(w, job)]
+    if not roomy:
+        return room.lacking(job, able)
+    if not any(w.id in at.free for w in roomy):
+        return takes_none(roomy)
     return ""
+
+
+def takes_none(able: list[Worker]) -> str:
+    """Why none of the workers that could run it takes jobs, in sentences."""
+    told = [f"The worker on {w.host} {w.note or 'drains'}." for w in able[:NAMED]]
+    return " ".join(["Every worker that could run it takes no jobs just now.", *told])
 
 
 def at_cap(job: Job, at: Scene, takes: int) -> str:
@@ -178,13 +190,8 @@ def at_cap(job: Job, at: Scene, takes: int) -> str:
 
 
 def fits(job: Job, worker: Worker) -> bool:
-    """Whether that worker could run it."""
+    """Whether that worker has what it needs, room on its disk aside."""
     return resources.fits(job.resources, resources.offer(worker, job.slot))
-
-
-def worker_of(at: Scene, worker_id: str) -> Worker:
-    """The worker of that id."""
-    return next(worker for worker in at.workers if worker.id == worker_id)
 
 
 def narrowest(job: Job, at: Scene) -> int:

@@ -5,6 +5,8 @@ import math
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
+from shared.room import gib
+
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 SIZES = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -190,6 +192,7 @@ FILTERS = {
         figure,
         plain,
         size,
+        gib,
         span,
         about,
         plural,

@@ -11,12 +11,13 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from shared import storage
 from shared.tables import BaseModel, Checkpoint, DatasetVersion
 
-IN_USE_SECONDS = 3600.0  # an entry used within this time is never removed
+IN_USE_SECONDS = 900.0  # an entry used within this time is never removed; running attempts touch theirs
 
 
 class Cache:
@@ -24,17 +25,23 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._locks: dict[Path, threading.Lock] = defaultdict(threading.Lock)
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob("*/tmp-*"):
             remove(partial)
 
+    def place(self, thing: BaseModel | DatasetVersion | Checkpoint) -> Path:
+        """Where it lies once it is here."""
+        if isinstance(thing, BaseModel):
+            return self.folder / f"base/{thing.content_hash}"
+        if isinstance(thing, DatasetVersion):
+            return self.folder / f"datasets/{thing.content_hash}.parquet"
+        return self.folder / f"checkpoints/{thing.id}"
+
     def base_model(self, base: BaseModel) -> Path:
         """The folder of a ready base model. Raises storage.Away, storage.Corrupt."""
         prefix, manifest = base.prefix or "", base.manifest
-        return self._entry(
-            f"base/{base.content_hash}", lambda place: storage.get_folder(prefix, manifest, place)
-        )
+        return self._entry(self.place(base), lambda place: storage.get_folder(prefix, manifest, place))
 
     def dataset(self, version: DatasetVersion) -> Path:
         """The Parquet file of a ready dataset version. Raises storage.Away, storage.Corrupt."""
@@ -43,13 +50,13 @@ class Cache:
             if storage.get(version.key or "", place) != version.content_hash:
                 raise storage.Corrupt(f"{version.key} is not what was imported: its SHA-256 differs")
 
-        return self._entry(f"datasets/{version.content_hash}.parquet", fetch)
+        return self._entry(self.place(version), fetch)
 
     def servable(self, checkpoint: Checkpoint) -> Path:
         """The servable part of a checkpoint. Raises storage.Away, storage.Corrupt."""
         manifest = [entry for entry in checkpoint.manifest if entry["name"].startswith("servable/")]
         whole = self._entry(
-            f"checkpoints/{checkpoint.id}",
+            self.place(checkpoint),
             lambda place: storage.get_folder(checkpoint.prefix, manifest, place),
         )
         return whole / "servable"
@@ -60,9 +67,8 @@ class Cache:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _entry(self, name: str, fetch: Callable[[Path], None]) -> Path:
-        place = self.folder / name
-        with self._locks[name]:
+    def _entry(self, place: Path, fetch: Callable[[Path], None]) -> Path:
+        with self._locks[place]:
             if not place.exists():
                 partial = place.with_name(f"tmp-{secrets.token_hex(8)}")
                 partial.parent.mkdir(parents=True, exist_ok=True)
@@ -71,18 +77,46 @@ class Cache:
                     partial.rename(place)
                 finally:
                     remove(partial)
-            os.utime(place)
+            touch(place)
         return place
 
-    def trim(self, floor: int) -> None:
-        """Removes entries that are not in use, the longest unused first, until `floor` bytes are free."""
+    def idle(self) -> list[Path]:
+        """The entries that nobody uses, the longest unused first."""
         entries = [p for p in self.folder.glob("*/*") if p.parent.name != "prepared"]
-        prepared = list(self.folder.glob("prepared/*/*"))
-        for entry in sorted(entries + prepared, key=lambda path: path.stat().st_mtime):
-            if shutil.disk_usage(self.folder).free >= floor:
+        entries += self.folder.glob("prepared/*/*/*")
+        used = {path: at for path in entries if (at := used_at(path)) and not path.name.startswith("tmp-")}
+        before = time.time() - IN_USE_SECONDS
+        return [path for path in sorted(used, key=used.__getitem__) if used[path] < before]
+
+    def trim(self, wanted: int) -> None:
+        """Removes idle entries, the longest unused first, until `wanted` bytes are free."""
+        for entry in self.idle():
+            if shutil.disk_usage(self.folder).free >= wanted:
                 return
-            if time.time() - entry.stat().st_mtime > IN_USE_SECONDS:
-                remove(entry)
+            remove(entry)
+
+
+def touch(place: Path) -> None:
+    """It is used now."""
+    with suppress(FileNotFoundError):
+        os.utime(place)
+
+
+def used_at(path: Path) -> float | None:
+    """When an entry was used last; None: it is gone."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def size_of(path: Path) -> int:
+    """Bytes that a file or folder occupies; what goes meanwhile counts as nothing."""
+    size = 0
+    for one in [path, *path.rglob("*")]:
+        with suppress(OSError):
+            size += one.lstat().st_blocks * 512
+    return size
 
 
 def remove(path: Path) -> None:

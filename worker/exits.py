@@ -1,5 +1,6 @@
 """How a trainer's end is read: its exit code, what it said last, and what it had been asked."""
 
+import errno
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from shared.budgets import HOST_MEMORY
 from shared.tables import Job, Outcome
 
 DONE, USER_ERROR, OUT_OF_MEMORY, DISK_FULL, DIVERGED, STOPPED = 0, 10, 20, 30, 40, 75
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOTHING_LEFT = 1024**2  # bytes of a disk that count as none
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,18 @@ ASKED = {
 }
 
 
+FULL_DISK = Ending(
+    Outcome.RELEASED, "disk_full", "The worker's disk became full while it ran. Free some space there."
+)
+
+
+def given_back(wrong: BaseException) -> Ending:
+    """Of an attempt that the worker could not go on with: its disk is full, or the store is away."""
+    if isinstance(wrong, OSError) and wrong.errno in FULL:
+        return FULL_DISK
+    return Ending(Outcome.RELEASED, "infrastructure", f"The worker could not go on: {wrong}")
+
+
 def unstarted(word: str, job: Job) -> Ending:
     """Of an attempt that did nothing. A cancelled job goes back: an earlier attempt may have answered something."""
     ending = asked(word, job)
@@ -47,6 +62,7 @@ class Circumstances:
     zygote_died: bool = False
     memory_kills: int = 0  # by the kernel on this machine meanwhile
     said: str = ""  # the last line of its output
+    disk_left: int = 2**62  # bytes
 
 
 def read(code: int, job: Job, known: Circumstances) -> Ending:
@@ -60,8 +76,8 @@ def read(code: int, job: Job, known: Circumstances) -> Ending:
         return asked(known.asked, job)
     if code == STOPPED:
         return Ending(Outcome.RELEASED, "stopped", "The trainer was stopped from outside.")
-    if code == DISK_FULL:
-        return Ending(Outcome.RELEASED, "disk_full", "The worker's disk is full. Free some space there.")
+    if code == DISK_FULL or known.disk_left < NOTHING_LEFT:  # also where it could not even say so
+        return FULL_DISK
     if known.zygote_died:
         return Ending(Outcome.RELEASED, "zygote", "The process that forks trainers died on the worker.")
     return crashed(code, known)

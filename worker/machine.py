@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -13,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared import migrate, workers
+from shared import migrate, room, workers
 from shared.db import transaction
 from shared.errors import NotFound
 from shared.ids import new_id
@@ -22,6 +21,7 @@ from shared.tables import Slot, Worker
 from worker import runner
 from worker.cache import Cache, remove
 from worker.contact import AWAY
+from worker.disk import Disk
 from worker.slots import Slots, locked_elsewhere
 from worker.zygote import Trainer, Zygote, sandbox_facts
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DISK_FLOOR = 2 * 1024**3  # with less free, the worker takes no job
 ZYGOTE_SECONDS = 60.0
 START_SECONDS = 60.0
 
@@ -45,6 +44,7 @@ class Machine:
         self.attempts = self.home / "attempts"
         self.attempts.mkdir(parents=True, exist_ok=True)
         self.cache = Cache(self.home / "cache")
+        self.disk = Disk(self.home, self.cache, round(known.disk_floor_gib * room.GIB), self.promised)
         self.counts = {Slot.COMPUTE: known.compute_slots, Slot.LIGHT: known.light_slots}
         self.slots = Slots(self.home / "slots", self.counts)
         self.devices = gpus()
@@ -89,6 +89,7 @@ class Machine:
             devices=self.devices,
             cpus=len(os.sched_getaffinity(0)),
             sandbox=sandbox_facts(),
+            disk=self.disk.state(),
         )
         with self._registering, transaction() as db:
             workers.register(db, row)
@@ -110,17 +111,25 @@ class Machine:
                 log.exception("The worker's keeper stumbled")
 
     def beat(self) -> None:
-        """Frees disk where it is short, and shows a sign of life with the reason for claiming nothing."""
-        free = shutil.disk_usage(self.home).free
-        if free < DISK_FLOOR:
-            self.cache.trim(DISK_FLOOR)
-            free = shutil.disk_usage(self.home).free
-        short = free < DISK_FLOOR
-        self.note = f"Only {free >> 20} MiB of disk are free; it takes no jobs." if short else ""
+        """Shows a sign of life, with what there is of the disk and the reason for claiming nothing; where there is
+        one no longer, looks for jobs.
+        """
+        for trip in list(self.trips.values()):
+            trip.touch_cached()
+        self.disk.relieve()
+        state, before = self.disk.state(), self.note
+        self.note = room.why_short(state, socket.gethostname()) if room.short(state) else ""
         with transaction() as db:
-            known = workers.beat(db, self.id, self.note)
+            known = workers.beat(db, self.id, self.note, state)
         if not known:
             self.register()
+        if before and not self.note:
+            for slot in Slot:
+                self.look_soon(slot)
+
+    def promised(self) -> int:
+        """Bytes of disk that running attempts are still to write."""
+        return sum(trip.promised for trip in list(self.trips.values()))
 
     def drain(self) -> None:
         """The process is to end: no more jobs; attempts checkpoint and are given back."""
@@ -159,15 +168,15 @@ class Machine:
             self.zygote = Zygote.start()
             self._zygote_ready.notify_all()
 
-    def fork(self, folder: Path) -> Trainer:
-        """A trainer for that attempt folder. Raises OSError where no zygote can fork one."""
+    def fork(self, folder: Path, slot: Slot, indices: Sequence[int]) -> Trainer:
+        """A trainer for that attempt folder in those slots. Raises OSError where no zygote can fork one."""
         with self._zygote_ready:
             self._zygote_ready.wait_for(lambda: self.zygote_alive, ZYGOTE_SECONDS)
             zygote = self.zygote
         if zygote is None:
             raise OSError("there is no zygote")
         try:
-            return zygote.fork(folder)
+            return zygote.fork(folder, self.slots.locks(slot, indices))
         except RuntimeError as refused:
             raise OSError(str(refused)) from refused
 
@@ -193,8 +202,8 @@ class Machine:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes jobs."""
-        return not self.draining.is_set() and not self.note
+        """Whether it takes jobs. Of the disk the moment counts, not the last sign of life."""
+        return not self.draining.is_set() and not self.note and not self.disk.short
 
     def look_soon(self, slot: Slot) -> None:
         """A look in a thread of its own, for when no wake-up came."""

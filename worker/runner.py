@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,9 +19,10 @@ from shared.db import transaction
 from shared.errors import Refused
 from shared.settings import settings
 from shared.tables import Attempt, EventType, Job, Kind, Outcome, Slot, State
-from worker import exits, fetching, results
-from worker.cache import remove
+from worker import exits, fetching, needs, preflight, results
+from worker.cache import remove, size_of, touch
 from worker.contact import AWAY
+from worker.disk import NoRoom
 from worker.exits import Circumstances, Ending
 from worker.slots import lock
 from worker.store import Store
@@ -39,6 +40,7 @@ STORE_EVENTS_SECONDS = 0.3
 REPORT_SECONDS = 1.0
 ATTENTION_SECONDS = 2.0  # a cancel is heard at the next renewal
 GRACE_SECONDS = 90.0  # for a checkpoint after SIGTERM, then SIGKILL
+END_SECONDS = 30.0  # for the kernel to end a killed trainer
 OUT_OF_CONTACT_SECONDS = 900.0  # without the database, then the trainer is stopped
 HANGING_STEPS = 20  # times the usual step without a word
 OTHERS_PATIENCE = 3  # what does not train speaks less often
@@ -84,10 +86,22 @@ class Trip:
     reported: tuple[Any, ...] = ()
     error: dict[str, Any] | None = None
     notes: int = 0
+    need: needs.Need = field(default_factory=needs.Need)
+    cached: list[Path] = field(default_factory=list)  # entries of the machine's cache that it uses
 
     @property
     def lease_id(self) -> str:
         return self.attempt.lease_id
+
+    @property
+    def promised(self) -> int:
+        """Bytes of disk that it is still to write."""
+        return self.need.fetched + max(0, self.need.written - size_of(self.folder))
+
+    def touch_cached(self) -> None:
+        """What it uses of the cache is not given up."""
+        for place in self.cached:
+            touch(place)
 
 
 def run_next(machine: "Machine", slot: Slot, index: int) -> bool:
@@ -114,8 +128,14 @@ def run_next(machine: "Machine", slot: Slot, index: int) -> bool:
 def travel(machine: "Machine", job: Job, attempt: Attempt, indices: list[int]) -> None:
     """The attempt in a folder of its own, which is gone afterwards."""
     folder = machine.attempts / attempt.lease_id
-    folder.mkdir(parents=True)
-    held = lock(folder / "lock")  # says that the folder is not a dead worker's
+    try:
+        folder.mkdir(parents=True)
+        held = lock(folder / "lock")  # says that the folder is not a dead worker's
+    except OSError as wrong:
+        with transaction() as db:
+            jobs.release(db, attempt.lease_id, f"The worker could not begin: {wrong}")
+        remove(folder)
+        return
     trip = Trip(
         machine, job, attempt, folder, indices, Store(job, attempt, folder), Tail(folder / "events.jsonl")
     )
@@ -127,6 +147,8 @@ def travel(machine: "Machine", job: Job, attempt: Attempt, indices: list[int]) -
         trip.over.set()
         if trip.trainer is not None:
             trip.trainer.kill()
+            with suppress(TimeoutError):  # until then it holds the slots
+                trip.trainer.wait(END_SECONDS)
         trip.store.close()
         remove(folder)
         if held is not None:
@@ -141,7 +163,9 @@ def go(trip: Trip) -> None:
             ending = exits.ASKED["cancel"]
             finish(trip, ending, attend(trip, lambda: results.collect(trip, ending)))
             return
+        attend(trip, lambda: preflight.check(trip), heed)
         brief = attend(trip, lambda: fetching.brief(trip), heed)
+        trip.need = replace(trip.need, fetched=0)
         trip.folder.joinpath("attempt.json").write_text(json.dumps(brief))
         memory_kills = exits.memory_kills()
         trainer = attend(trip, lambda: fork(trip), heed)
@@ -158,9 +182,15 @@ def go(trip: Trip) -> None:
         finish(trip, exits.unstarted(trip.asked or "drain", trip.job))
     except Refused as no:
         finish(trip, Ending(Outcome.FAILED, no.code, no.message, no.param), results.refused(no))
+    except NoRoom as lacking:
+        finish(
+            trip,
+            Ending(Outcome.RELEASED, "no_room", str(lacking)),
+            preflight.remembered(trip, lacking.wanted),
+        )
     except (storage.Away, storage.Corrupt, OSError) as away:
         log.exception("The attempt %s at %s is given back", trip.attempt.id, trip.job.id)
-        finish(trip, Ending(Outcome.RELEASED, "infrastructure", f"The worker could not go on: {away}"))
+        finish(trip, exits.given_back(away))
     except Exception as bug:
         log.exception("The attempt %s at %s failed in the worker itself", trip.attempt.id, trip.job.id)
         finish(
@@ -207,7 +237,7 @@ def attend_store(trip: Trip) -> None:
 
 def fork(trip: Trip) -> "Trainer":
     """The trainer. A zygote that starts may take a while: one that comes after the trip is over is killed."""
-    trip.trainer = trainer = trip.machine.fork(trip.folder)
+    trip.trainer = trainer = trip.machine.fork(trip.folder, trip.job.slot, trip.indices)
     if trip.over.is_set():
         trainer.kill()
     return trainer
@@ -347,6 +377,7 @@ def circumstances(trip: Trip, trainer: "Trainer", memory_kills: int) -> Circumst
         error=trip.error,
         zygote_died=not trainer.zygote.alive,
         memory_kills=exits.memory_kills() - memory_kills,
+        disk_left=trip.machine.disk.free,
         said=said[-1] if said else "",
     )
 

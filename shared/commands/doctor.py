@@ -163,6 +163,17 @@ def web() -> Fact:
     return Fact("web", f"well at {url}")
 
 
+def disk_of(worker: Any) -> Fact:
+    """What that worker has of disk, and whether it still claims."""
+    from shared.room import gib
+
+    told = {name: gib(count) for name, count in worker.disk.items()}
+    said = "not told"
+    if told:
+        said = f"{told['free']} free of {told['total']}, floor {told['floor']}, room for a job {told['room']}"
+    return Fact("  its disk", said, f"The worker {worker.note}." if worker.note else "")
+
+
 def workers() -> Iterator[Fact]:
     """The workers that live, their slots, devices and walls; the walls are those around a trainer."""
     from shared import workers as known
@@ -177,8 +188,8 @@ def workers() -> Iterator[Fact]:
     for row in alive:
         slots = ", ".join(f"{count} {name}" for name, count in row.slots.items())
         devices = ", ".join(device.get("name", "?") for device in row.devices) or "CPU"
-        mend = f"It claims nothing just now: {row.note}" if row.note else ""
-        yield Fact(f"worker on {row.host}", f"version {row.version}, slots: {slots}, on {devices}", mend)
+        yield Fact(f"worker on {row.host}", f"version {row.version}, slots: {slots}, on {devices}")
+        yield disk_of(row)
         walls = ", ".join(
             f"{name}: {'yes' if up is True else 'no' if up is False else up}"
             for name, up in row.sandbox.items()

@@ -71,7 +71,7 @@ def index(_: argparse.Namespace) -> None:
                 f"{busy[slot][worker.id]} of {worker.slots.get(slot.value, 0)} {slot.value}" for slot in Slot
             )
             devices = ", ".join(device["name"] for device in worker.devices) or f"{worker.cpus} CPU cores"
-            state = "draining" if worker.draining_at else worker.note or "takes jobs"
+            state = "draining" if worker.draining_at else (f"{worker.note}." if worker.note else "takes jobs")
             print(f"{worker.id}  {worker.host}  {worker.version}  {slots}  {devices}  {state}")
     if not alive:
         print("No worker is alive.")

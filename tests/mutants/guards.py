@@ -11,6 +11,8 @@ CAPS = "tests/integration/test_caps.py::"
 RUNNER = "tests/integration/test_runner.py::"
 OUTGOING = "tests/unit/test_outgoing.py::"
 WEBHOOKS = "tests/integration/test_webhooks.py::"
+DISKS = "tests/integration/test_disks.py::"
+RETENTION = "tests/integration/test_retention.py::"
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,49 @@ GUARDS = [
         "needs of a job",
         "a job that needs GPUs goes to a worker that has them",
         "shared/ranking.py",
-        "AND {TAKES} <= room.slots AND {FITS} AND {READY}",
-        "AND {TAKES} <= room.slots AND {READY}",
+        "AND {TAKES} <= room.slots AND {FITS} AND {HAS_ROOM}",
+        "AND {TAKES} <= room.slots AND {HAS_ROOM}",
         (CAPS + "test_a_job_that_needs_gpus_goes_to_a_worker_that_has_them",),
+    ),
+    Guard(
+        "room on a disk",
+        "a job goes to a worker that has room for it",
+        "shared/ranking.py",
+        "AND {FITS} AND {HAS_ROOM} AND {READY}",
+        "AND {FITS} AND {READY}",
+        (DISKS + "test_a_job_goes_to_a_worker_with_room_for_it",),
+    ),
+    Guard(
+        "floor of a disk",
+        "a worker whose disk is short claims nothing",
+        "worker/machine.py",
+        "and not self.note and not self.disk.short",
+        "and not self.note",
+        (DISKS + "test_a_worker_below_its_floor_claims_nothing_says_so_and_goes_on_by_itself",),
+    ),
+    Guard(
+        "lock of a checkpoint that is given up",
+        "who begins to use a checkpoint keeps it",
+        "shared/retention.py",
+        "alive.with_for_update(skip_locked=True)",
+        "alive",
+        (RETENTION + "test_who_begins_to_use_a_checkpoint_keeps_it_or_finds_it_gone",),
+    ),
+    Guard(
+        "age of an orphan",
+        "what somebody is about to name is not swept",
+        "worker/janitor.py",
+        'if not known and entry["LastModified"] < now() - retention.GRACE:',
+        "if not known:",
+        (RETENTION + "test_what_no_row_names_is_swept_once_it_has_lain_there_for_long",),
+    ),
+    Guard(
+        "a slot's lock is the trainer's too",
+        "a slot is nobody else's while a trainer of a killed worker lives",
+        "worker/zygote.py",
+        "settled, *locks})",
+        "settled})",
+        (ZYGOTE + "test_a_slot_is_nobodys_while_a_trainer_of_a_killed_worker_lives",),
     ),
     Guard(
         "longest run",

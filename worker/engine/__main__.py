@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -34,10 +35,12 @@ def run(folder: Path, stop: Stop | None = None, forked: Callable[[], None] = lam
     # peft still asks by the old name.
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
     events = Events(folder)
+    code = ended(events, lambda: do(Attempt.read(folder), events, stop, forked))
     try:
-        return ended(events, lambda: do(Attempt.read(folder), events, stop, forked))
-    finally:
         events.close()
+    except OSError as wrong:
+        return ends.DISK if is_full_disk(wrong) else code or ends.CRASHED
+    return code
 
 
 def ended(events: Events, work: Callable[[], int]) -> int:
@@ -110,7 +113,8 @@ def is_full_disk(wrong: Exception) -> bool:
 
 def full_disk(events: Events) -> int:
     """A full disk has a code of its own, as it is no fault of the job."""
-    events.error("disk_full", "The worker's disk is full; the job goes on from its last checkpoint.")
+    with suppress(OSError):  # there may be no room to say so
+        events.error("disk_full", "The worker's disk is full; the job goes on from its last checkpoint.")
     return ends.DISK
 
 

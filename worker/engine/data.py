@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import random
 from array import array
 from collections.abc import Iterator, Sequence
@@ -119,6 +120,7 @@ def encode(rows: Rows, learner: Learner, recipe: Recipe, cache: Path | None, eve
     """
     stored = cache / "encoded" / fingerprint(rows, learner, recipe) if cache else None
     if stored and stored.exists():
+        os.utime(stored)  # what was used longest ago is dropped first
         return Items.load(stored)
     packer, refused = Packer(recipe.length, stored.parent if stored else None), list(rows.refused)
     try:
