@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func
+from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
@@ -82,8 +82,8 @@ def newest_step(db: Session, job: Job) -> int:
 
 def to_resume(db: Session, job: Job, checkpoint_id: str) -> Checkpoint:
     """The job's stored checkpoint of that id, to be gone on from. Raises Refused."""
-    found = db.get(Checkpoint, checkpoint_id)
-    if job.kind != Kind.TRAIN or found is None or found.deleted_at is not None or found.job_id != job.id:
+    found = hold(db, checkpoint_id)
+    if job.kind != Kind.TRAIN or found is None or found.job_id != job.id:
         raise Refused(
             f"{job.id} has no checkpoint «{checkpoint_id}».", param="checkpoint", code="not_found", status=404
         )
@@ -113,9 +113,52 @@ def best(found: Sequence[Checkpoint], recipe: recipes.Recipe) -> Checkpoint | No
 
     Of equals the later one.
     """
+    return next(iter(ranked(found, recipe)), None)
+
+
+def ranked(found: Sequence[Checkpoint], recipe: recipes.Recipe) -> list[Checkpoint]:
+    """The best first, by the recipe's first metric; after them the newest of those that were not measured."""
     first = recipe.metrics[0]
-    measured = [c for c in found if c.metrics.get(f"valid_{first.name}") is not None]
-    if not measured:
-        return max(found, key=lambda c: c.step, default=None)
     sign = 1 if first.better == "higher" else -1
-    return max(measured, key=lambda c: (sign * c.metrics[f"valid_{first.name}"], c.step))
+
+    def worth(point: Checkpoint) -> tuple[bool, float, int]:
+        value = point.metrics.get(f"valid_{first.name}")
+        return value is not None, 0.0 if value is None else sign * value, point.step
+
+    return sorted(found, key=worth, reverse=True)
+
+
+def hold(db: Session, checkpoint_id: str) -> Checkpoint | None:
+    """The checkpoint, kept from being given up until the commit, so that whatever begins to use it counts as a
+    user; None: it is gone.
+    """
+    row = select(Checkpoint).where(Checkpoint.id == checkpoint_id, col(Checkpoint.deleted_at).is_(None))
+    shared = row.with_for_update(read=True).execution_options(populate_existing=True)
+    return db.exec(shared).first()
+
+
+def given_up(db: Session, limit: int) -> Sequence[Checkpoint]:
+    """Some checkpoints that exist no more and whose bytes are still stored."""
+    found = select(Checkpoint).where(col(Checkpoint.deleted_at).is_not(None), Checkpoint.bytes > 0)
+    return db.exec(found.order_by(col(Checkpoint.id)).limit(limit)).all()
+
+
+def emptied(db: Session, checkpoint_id: str) -> None:
+    """The bytes of a given-up checkpoint are gone."""
+    gone = (col(Checkpoint.id) == checkpoint_id, col(Checkpoint.deleted_at).is_not(None))
+    db.exec(update(Checkpoint).where(*gone).values(manifest=[], bytes=0))
+
+
+def stored_by(db: Session, team_id: str) -> dict[str, int]:
+    """How many checkpoints a team has and their bytes: {count, bytes}."""
+    own = select(func.count(), func.coalesce(func.sum(Checkpoint.bytes), 0)).where(
+        Checkpoint.team_id == team_id, col(Checkpoint.deleted_at).is_(None)
+    )
+    count, size = db.exec(own).one()
+    return {"count": count, "bytes": int(size)}
+
+
+def removed(db: Session, job_id: str) -> Sequence[int]:
+    """The steps of a job's checkpoints that were given up."""
+    gone = select(Checkpoint.step).where(Checkpoint.job_id == job_id, col(Checkpoint.deleted_at).is_not(None))
+    return db.exec(gone.order_by(col(Checkpoint.step))).all()

@@ -39,7 +39,7 @@ from sqlmodel import Session, col, select
 
 from shared import caps, checkpoints, orders, outbox, ranking, settling, workers
 from shared.budgets import Verdict, verdict
-from shared.errors import Refused
+from shared.errors import NotFound, Refused
 from shared.ids import new_id
 from shared.leases import Orders, clock, held, held_job, renew, report
 from shared.orders import Order
@@ -139,7 +139,9 @@ def submit_export(db: Session, *, checkpoint: Checkpoint, form: str, created_by:
 
     Where it is ready or being made already, this is the job that makes or made it.
     """
-    db.exec(select(Checkpoint.id).where(Checkpoint.id == checkpoint.id).with_for_update()).one()
+    alive = select(Checkpoint.id).where(Checkpoint.id == checkpoint.id, col(Checkpoint.deleted_at).is_(None))
+    if db.exec(alive.with_for_update()).first() is None:
+        raise NotFound("checkpoint", checkpoint.id)
     made = select(Artifact).where(
         Artifact.checkpoint_id == checkpoint.id, Artifact.form == form, Artifact.state != Ready.FAILED
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from shared import base_models, datasets, resources, sampling
+from shared import base_models, checkpoints, datasets, resources, sampling
 from shared import recipe as recipes
 from shared.errors import Refused
 from shared.ids import new_id
@@ -242,6 +242,8 @@ def use_answering(
 def use_model(db: Session, accepted: Accepted, name: str, import_needed: ImportNeeded) -> BaseModel:
     """Resolves the model; where it was never imported, the job waits for its import."""
     weights = base_models.find(db, accepted.job.team_id, name)
+    if weights.checkpoint and not checkpoints.hold(db, weights.checkpoint.id):
+        raise base_models.unknown(name)
     base = db.exec(select(BaseModel).where(BaseModel.id == weights.base_model.id).with_for_update()).one()
     accepted.job.base_model_id = base.id
     accepted.job.checkpoint_id = weights.checkpoint.id if weights.checkpoint else None

@@ -16,7 +16,7 @@ from cronsim import CronSim, CronSimError
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
-from shared import base_models, datasets, jobs, orders, resources
+from shared import base_models, checkpoints, datasets, jobs, orders, resources
 from shared import recipe as recipes
 from shared.errors import NotFound, Refused
 from shared.leases import clock
@@ -163,7 +163,10 @@ def checked_order(db: Session, team_id: str, dataset_id: str, order: dict[str, A
     resolve(recipe, order.get("hyperparameters") or {})
     resources.checked((order.get("needs") or {}) | {"processes": order.get("processes", 1)})
     orders.require_run_time(order.get("max_run_seconds"))
-    base_models.find(db, team_id, order.get("base_model") or recipe.default_base_model)
+    name = order.get("base_model") or recipe.default_base_model
+    weights = base_models.find(db, team_id, name)
+    if weights.checkpoint and not checkpoints.hold(db, weights.checkpoint.id):
+        raise base_models.unknown(name)
     return order
 
 

@@ -9,7 +9,7 @@ from shared import base_models, downloads, jobs, queue
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.tables import Artifact, Checkpoint, Job, Kind, Ready, Role, Team
-from web import policy, shapes, wire
+from web import checkpoints, policy, shapes, wire
 from web.api_jobs import find as find_job
 from web.words import servable
 
@@ -53,6 +53,28 @@ def files(job_id: str, checkpoint_id: str) -> Response:
     if artifact is None:
         queue.wake("light")
     return wire.answer(as_exported(artifact))
+
+
+@api.post("/fine_tuning/jobs/<job_id>/checkpoints/<path:checkpoint_id>/pin")
+@wire.operation(shapes.JobCheckpoint)
+def pin(job_id: str, checkpoint_id: str) -> Response:
+    """Keep a checkpoint, whatever the team's rule says, until it is unpinned."""
+    return told(job_id, checkpoint_id, on=True)
+
+
+@api.post("/fine_tuning/jobs/<job_id>/checkpoints/<path:checkpoint_id>/unpin")
+@wire.operation(shapes.JobCheckpoint)
+def unpin(job_id: str, checkpoint_id: str) -> Response:
+    """Leave a checkpoint to the team's rule again."""
+    return told(job_id, checkpoint_id, on=False)
+
+
+def told(job_id: str, name: str, *, on: bool) -> Response:
+    """Pin it or not; answer with what it is now."""
+    with transaction() as db:
+        job = find_job(db, job_id, Kind.TRAIN)
+        point = checkpoints.pinned(db, find(db, job, name).id, on=on)
+        return wire.answer(shape(point, job, db.get_one(Team, g.caller.team_id)))
 
 
 def stored(job: Job) -> Any:
@@ -120,4 +142,5 @@ def shape(row: Checkpoint, job: Job, team: Team) -> shapes.JobCheckpoint:
         step_number=row.step,
         x_best=row.id == job.best_checkpoint_id,
         x_bytes=row.bytes,
+        x_pinned=row.pinned_at is not None,
     )

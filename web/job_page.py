@@ -25,6 +25,7 @@ from shared.tables import (
     User,
 )
 from web import failures, forms, timeline, waiting
+from web.checkpoints import keeping
 from web.evaluations import judged
 from web.jobs import is_better, own
 from web.words import spoken
@@ -84,6 +85,7 @@ def show(job_id: str) -> str:
             curves=curves,
             speed=newest_step(db, job),
             stored=stored,
+            keeping=keeping(db, job, stored) if job.kind is Kind.TRAIN else None,
             exports=exports_of(db, stored),
             artifacts=artifacts_of(db, job),
             predictions=predictions(db, job),

@@ -208,6 +208,7 @@ class JobCheckpoint(Shape):
     step_number: int
     x_best: bool
     x_bytes: int
+    x_pinned: bool = Field(description="Kept, whatever the team's rule says.")
 
 
 class FormAsked(BaseModel):

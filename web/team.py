@@ -5,7 +5,7 @@ from datetime import timedelta
 from flask import Blueprint, flash, g, redirect, render_template, request, session, url_for
 from werkzeug.wrappers import Response
 
-from shared import links, sessions, teams
+from shared import checkpoints, links, retention, sessions, teams
 from shared.columns import now
 from shared.db import transaction
 from shared.errors import Refused
@@ -74,6 +74,19 @@ def limit_runs() -> str | tuple[str, int] | Response:
         told = wrong.message if isinstance(wrong, Refused) else f"«{typed}» is no number of hours."
         return team_page(wrong={"hours": told}), 422
     return back("New jobs may run that long." if seconds else "New jobs may run for as long as they take.")
+
+
+@pages.post("/team/checkpoints")
+def keep_checkpoints() -> str | tuple[str, int] | Response:
+    """How many of the best checkpoints of each job are kept."""
+    typed = request.form.get("keep_best", "").strip()
+    try:
+        with transaction() as db:
+            retention.choose(db, g.caller.team_id, int(typed) if typed else None)
+    except (ValueError, Refused) as wrong:
+        told = wrong.message if isinstance(wrong, Refused) else f"«{typed}» is no whole number."
+        return team_page(wrong={"keep_best": told}), 422
+    return back("The rule is set.")
 
 
 @pages.post("/team/invitations")
@@ -165,7 +178,8 @@ def team_page(*, wrong: dict | None = None, invitation: str = "", reset: str = "
             invitations=links.invitations(db, g.caller.team_id) if owner else [],
             tokens=teams.tokens(db, g.caller.team_id) if owner else [],
             owner=owner,
-            team=db.get_one(Team, g.caller.team_id),
+            team=(team := db.get_one(Team, g.caller.team_id)),
+            keeping={"rule": retention.rule(team.keep_best), **checkpoints.stored_by(db, team.id)},
             roles=[(role.value, role.value) for role in Role],
             lifetimes=LIFETIMES,
             wrong=wrong or {},
