@@ -137,6 +137,7 @@ def job_commands(commands: Any) -> None:
         help="the recipe's column and the dataset's",
     )
     evaluate.add_argument("--name", help="what the evaluation is called")
+    machine_flags(evaluate)
     evaluate.add_argument("--watch", action="store_true", help="stay until it has finished")
     for name, says in (
         ("watch", "Show a job's progress until it has finished."),
@@ -170,6 +171,14 @@ def job_commands(commands: Any) -> None:
     download.add_argument("--form", choices=("merged", "gguf"), help="the full model; one GGUF file")
 
 
+def machine_flags(made: argparse.ArgumentParser) -> None:
+    """What a job needs of its worker, and how long it may run."""
+    made.add_argument("--gpus", type=int, help="that its worker must have")
+    made.add_argument("--gpu-memory", type=int, metavar="GB", help="that each of them must have")
+    made.add_argument("--cpus", type=int, help="cores that its worker must have")
+    made.add_argument("--max-hours", type=float, help="then it is stopped, what it has stored kept")
+
+
 def submit_command(job: Any) -> None:
     submit = command(job, "submit", "jobs:submit", "Submit a training job; prints its id (last line).")
     submit.add_argument("--recipe", default="sft", help="the training method (%(default)s)")
@@ -181,11 +190,8 @@ def submit_command(job: Any) -> None:
     submit.add_argument("--name", default="", help="becomes part of the fine-tuned model's name")
     submit.add_argument("--seed", type=int)
     submit.add_argument("--processes", type=int, help="train it together, each on a share of every step")
-    submit.add_argument("--gpus", type=int, help="that its worker must have")
-    submit.add_argument("--gpu-memory", type=int, metavar="GB", help="that each of them must have")
-    submit.add_argument("--cpus", type=int, help="cores that its worker must have")
     submit.add_argument("--priority", type=int, help="from -100 to 100, within the team's queue")
-    submit.add_argument("--max-hours", type=float, help="then it is stopped, its checkpoint kept")
+    machine_flags(submit)
     submit.add_argument("--watch", action="store_true", help="stay until it has finished")
     submit.set_defaults(knobs=True)
     submit.epilog = (

@@ -51,6 +51,8 @@ def create() -> Response:
         model=model_of(asked.input_file_id),
         file_id=asked.input_file_id,
         labels=dict(asked.metadata or {}),
+        needs=asked.resources.needs if asked.resources else {},
+        max_run_seconds=asked.x_max_run_seconds,
         created_by=g.caller.user_id,
         actor=g.caller.actor,
         asked=asked.model_dump(exclude_unset=True),
@@ -188,6 +190,8 @@ def shape(
         cancelled_at=at if job.state == State.CANCELLED else None,
         x_state=api_jobs.state(job),
         x_progress=job.progress,
+        x_resources=job.resources,
+        x_max_run_seconds=job.max_run_seconds,
         x_page=api_jobs.page(job),
     )
 

@@ -40,6 +40,8 @@ def create() -> Response:
         name=asked.name or "",
         seed=asked.seed,
         labels=dict(asked.metadata or {}),
+        needs=asked.resources.needs if asked.resources else {},
+        max_run_seconds=asked.x_max_run_seconds,
         created_by=g.caller.user_id,
         actor=g.caller.actor,
         asked=asked.model_dump(exclude_unset=True),
@@ -169,5 +171,7 @@ def shape(job: Job, version: DatasetVersion, model: str | None) -> shapes.Evalua
         x_state=api_jobs.state(job),
         x_progress=job.progress,
         x_queue_position=None,
+        x_resources=job.resources,
+        x_max_run_seconds=job.max_run_seconds,
         x_page=api_jobs.page(job),
     )

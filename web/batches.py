@@ -34,6 +34,7 @@ def form() -> str:
             "dataset": dataset,
             "name": "",
             "columns": {},
+            "machine": {},
             "sampling": {},
         }
         return drawn(db, typed | {"nonce": secrets.token_urlsafe(16)}, {})
@@ -75,6 +76,8 @@ def order(db: Session, typed: dict[str, Any]) -> Order:
         hyperparameters={name: parsed(name, text) for name, text in turned.items()},
         columns=typed["columns"] or None,
         name=typed["name"],
+        needs=forms.needs_of(typed["machine"]),
+        max_run_seconds=forms.run_seconds(typed["machine"].get("max_run_hours")),
         created_by=g.caller.user_id,
         actor=g.caller.actor,
         asked={"model": typed["model"]},
@@ -91,6 +94,7 @@ def read(sent: MultiDict[str, str]) -> dict[str, Any]:
         "dataset": sent.get("dataset", ""),
         "name": sent.get("name", "").strip(),
         "nonce": sent.get("nonce") or secrets.token_urlsafe(16),
+        "machine": forms.machine(sent, forms.NEEDS),
         "columns": {mine: theirs for mine, theirs in columns.items() if theirs},
         "sampling": {name: sent[name].strip() for name in KNOBS if name in sent},
     }
@@ -107,6 +111,7 @@ def drawn(db: Session, typed: dict[str, Any], wrong: dict[str, str]) -> str:
         "batches/new.html",
         typed=typed,
         wrong=wrong,
+        machine=forms.NEEDS,
         choices=choices,
         recipe=recipe,
         inputs=[column for column in recipe.columns if not column.output] if recipe else [],

@@ -36,6 +36,7 @@ def form() -> str:
             "recipe": "",
             "name": "",
             "columns": {},
+            "machine": {},
             "nonce": secrets.token_urlsafe(16),
         }
         return drawn(db, typed, {})
@@ -77,6 +78,8 @@ def order(typed: dict[str, Any]) -> Order:
         dataset_version_id=typed["dataset"],
         columns=typed["columns"] or None,
         name=typed["name"],
+        needs=forms.needs_of(typed["machine"]),
+        max_run_seconds=forms.run_seconds(typed["machine"].get("max_run_hours")),
         created_by=g.caller.user_id,
         actor=g.caller.actor,
         asked={"models": typed["models"]},
@@ -94,6 +97,7 @@ def read(sent: MultiDict[str, str]) -> dict[str, Any]:
         "recipe": sent.get("recipe", ""),
         "name": sent.get("name", "").strip(),
         "nonce": sent.get("nonce") or secrets.token_urlsafe(16),
+        "machine": forms.machine(sent, forms.NEEDS),
         "columns": {mine: theirs for mine, theirs in columns.items() if theirs},
     }
 
@@ -113,6 +117,7 @@ def drawn(db: Session, typed: dict[str, Any], wrong: dict[str, str]) -> str:
         "evaluations/new.html",
         typed=typed,
         wrong=wrong,
+        machine=forms.NEEDS,
         choices=choices,
         recipe=recipe,
         judges=base_only,

@@ -1,6 +1,6 @@
 """Draws any Spec as a form and reads it back: one field a knob, bounds and help from the Spec itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,13 +67,19 @@ RUN_HOURS = replace(
     bounds="",
     optional=True,
 )
-MACHINE = (PROCESSES, GPUS, GPU_MEMORY, CPUS, RUN_HOURS)
+NEEDS = (GPUS, GPU_MEMORY, CPUS, RUN_HOURS)  # of every job that computes
+MACHINE = (PROCESSES, *NEEDS)  # of a training
 
 
-def machine(form: Mapping[str, str]) -> dict[str, Any]:
+def machine(form: Mapping[str, str], asked: Sequence[Knob] = MACHINE) -> dict[str, Any]:
     """What is asked of the worker, where it is not the default."""
-    typed = {knob.name: _typed(knob, form.get(knob.name, "").strip()) for knob in MACHINE}
-    return {knob.name: typed[knob.name] for knob in MACHINE if typed[knob.name] != knob.default}
+    typed = {knob.name: _typed(knob, form.get(knob.name, "").strip()) for knob in asked}
+    return {knob.name: typed[knob.name] for knob in asked if typed[knob.name] != knob.default}
+
+
+def needs_of(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of it that an order calls its needs."""
+    return {name: value for name, value in machine.items() if name not in ("processes", "max_run_hours")}
 
 
 def machine_of(resources: Mapping[str, int], max_run_seconds: int | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from shared.tables import (
     Job,
     Kind,
     Schedule,
+    Slot,
     State,
     User,
 )
@@ -270,14 +271,31 @@ def predicted(line: str) -> dict[str, Any]:
 
 
 def changed_knobs(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
-    """Every knob of the spec in the recipe's order, with its title and whether it is not the default."""
-    if job.kind is Kind.EVALUATE:
-        return []  # the knobs are those of the training
+    """Every knob of the spec in the recipe's order, with its title and whether it is not the default; and what is
+    asked of the worker, of what does not train where it is not the default.
+    """
+    own = (
+        [] if job.kind is Kind.EVALUATE else knobs_of(job, recipe)
+    )  # those of an evaluation are the training's
+    if job.slot is not Slot.COMPUTE:
+        return own
+    asked = forms.MACHINE if job.kind is Kind.TRAIN else forms.NEEDS
+    machine = forms.machine_of(job.resources, job.max_run_seconds)
+    machine = {"processes": 1} | machine if job.kind is Kind.TRAIN else machine
+    return own + [
+        {"name": k.name, "title": k.title, "value": machine[k.name], "changed": machine[k.name] != k.default}
+        for k in asked
+        if k.name in machine
+    ]
+
+
+def knobs_of(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
+    """The knobs of the spec."""
     fields = recipe.spec.model_fields if recipe and job.kind is Kind.TRAIN else {}
     ordered = [name for name in fields if name in job.spec] + [
         name for name in job.spec if name not in fields
     ]
-    knobs = [
+    return [
         {
             "name": name,
             "title": (fields[name].title if name in fields else None) or name,
@@ -286,14 +304,6 @@ def changed_knobs(job: Job, recipe: Recipe | None) -> list[dict[str, Any]]:
         }
         for name in ordered
         if job.spec[name] not in (None, "", {})
-    ]
-    if job.kind is not Kind.TRAIN:
-        return knobs
-    machine = {"processes": 1} | forms.machine_of(job.resources, job.max_run_seconds)
-    return knobs + [
-        {"name": k.name, "title": k.title, "value": machine[k.name], "changed": machine[k.name] != k.default}
-        for k in forms.MACHINE
-        if k.name in machine
     ]
 
 
@@ -309,6 +319,8 @@ def as_api_call(
             "columns": job.columns or None,
             "name": job.name or None,
             "seed": job.seed,
+            "resources": forms.needs_of(job.resources) or None,
+            "x_max_run_seconds": job.max_run_seconds,
         }
         return curl("evaluations", body)
     if recipe is None or job.kind is not Kind.TRAIN:

@@ -104,7 +104,7 @@ def order_of(draft: Draft) -> Order:
         name=draft.name.strip(),
         seed=int(draft.seed) if draft.seed else None,
         processes=draft.machine.get("processes", 1),
-        needs={name: value for name, value in draft.needs.items() if name != "processes"},
+        needs=forms.needs_of(draft.machine),
         max_run_seconds=forms.run_seconds(draft.machine.get("max_run_hours")),
         created_by=g.caller.user_id,
         actor=g.caller.actor,

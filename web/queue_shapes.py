@@ -1,19 +1,16 @@
 """What is asked of the queue over the wire: a job's machine, its place, another try."""
 
+from typing import Any
+
 from pydantic import Field
 
 from shared.resources import MOST_CPUS, MOST_GIGABYTES, MOST_PROCESSES
 from web.wire import Request
 
 
-class Resources(Request):
-    """What a job runs on."""
+class Needs(Request):
+    """What a job needs of its worker."""
 
-    processes: int = Field(
-        1,
-        description="Processes that train it together, each on a share of every step; on GPUs, one each.",
-        json_schema_extra={"minimum": 1, "maximum": MOST_PROCESSES},
-    )
     gpus: int = Field(
         0,
         description="GPUs that the worker must have; with 0 any worker will do.",
@@ -34,6 +31,26 @@ class Resources(Request):
     def needs(self) -> dict[str, int]:
         """What it needs besides processes."""
         return self.model_dump(exclude={"processes"}, exclude_defaults=True)
+
+
+class Resources(Needs):
+    """What a training runs on."""
+
+    processes: int = Field(
+        1,
+        description="Processes that train it together, each on a share of every step; on GPUs, one each.",
+        json_schema_extra={"minimum": 1, "maximum": MOST_PROCESSES},
+    )
+
+
+def run_seconds() -> Any:
+    """The field for the longest run of a job."""
+    return Field(
+        None,
+        ge=60,
+        le=365 * 86_400,
+        description="After running for longer it is stopped, with what it has stored kept; the team's where not given.",
+    )
 
 
 class Prioritise(Request):

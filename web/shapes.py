@@ -4,7 +4,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from web.queue_shapes import Prioritise, Resources, Retry
+from web.queue_shapes import Needs, Prioritise, Resources, Retry, run_seconds
 from web.wire import Paging, Request
 
 __all__ = ["Prioritise", "Retry"]  # an API's shapes, from here too
@@ -105,12 +105,7 @@ class CreateJob(Request):
         None, description="{the recipe's column: the dataset's column}, where the names differ."
     )
     x_priority: int = Field(0, ge=-100, le=100)
-    x_max_run_seconds: int | None = Field(
-        None,
-        ge=60,
-        le=365 * 86_400,
-        description="After running for longer it is stopped, with its checkpoint kept; the team's where not given.",
-    )
+    x_max_run_seconds: int | None = run_seconds()
     resources: Resources | None = None
 
 
@@ -280,6 +275,8 @@ class CreateBatch(Request):
     endpoint: Literal["/v1/chat/completions", "/v1/predictions"]
     completion_window: Literal["24h"]
     metadata: Labels | None = LABELS
+    resources: Needs | None = None
+    x_max_run_seconds: int | None = run_seconds()
 
 
 class BatchFault(Shape):
@@ -335,6 +332,8 @@ class Batch(Shape):
     cancelled_at: int | None
     x_state: str
     x_progress: dict[str, Any]
+    x_resources: dict[str, int] = Field(description="What it needs of a worker.")
+    x_max_run_seconds: int | None
     x_page: str
 
 
@@ -418,6 +417,8 @@ class CreateEvaluation(Request):
     name: str | None = Field(None, max_length=200)
     seed: int | None = Field(None, ge=0, lt=2**31)
     metadata: Labels | None = LABELS
+    resources: Needs | None = None
+    x_max_run_seconds: int | None = run_seconds()
 
 
 class Comparison(Shape):
@@ -465,4 +466,6 @@ class Evaluation(Shape):
     x_state: str = Field(description="Finer than `status`: also cancelling, or the stage.")
     x_progress: dict[str, Any] = Field(description="detail, done, total.")
     x_queue_position: int | None
+    x_resources: dict[str, int] = Field(description="What it needs of a worker.")
+    x_max_run_seconds: int | None
     x_page: str

@@ -62,7 +62,10 @@ def collect(trip: "Trip", ending: Ending) -> Result:
     """Stores what the trainer made. Raises storage.Away; Refused where it left nothing to use."""
     if trip.job.kind == Kind.TRAIN:
         return trained(trip, ending)
-    if trip.job.kind == Kind.INFER and ending.outcome in (Outcome.SUCCEEDED, Outcome.CANCELLED):
+    answered = (
+        ending.outcome in (Outcome.SUCCEEDED, Outcome.CANCELLED) or ending.reason_code == "max_run_time"
+    )
+    if trip.job.kind == Kind.INFER and answered:
         return predicted(trip)
     if ending.outcome != Outcome.SUCCEEDED:
         return Result(lambda _: {})

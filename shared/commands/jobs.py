@@ -36,7 +36,7 @@ def submit(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
         "resources": needs(arguments) or None,
         "x_priority": arguments.priority,
-        "x_max_run_seconds": round(arguments.max_hours * 3600) if arguments.max_hours else None,
+        "x_max_run_seconds": run_seconds(arguments),
     }
     job = api.post(JOBS, {name: value for name, value in body.items() if value is not None})
     print(f"Submitted; its page: {job['x_page']}")
@@ -47,12 +47,17 @@ def submit(arguments: argparse.Namespace) -> int:
 def needs(arguments: argparse.Namespace) -> dict[str, int]:
     """What the job needs of a worker, where it was said."""
     asked = {
-        "processes": arguments.processes,
+        "processes": getattr(arguments, "processes", None),
         "gpus": arguments.gpus,
         "gpu_memory_gb": arguments.gpu_memory,
         "cpus": arguments.cpus,
     }
     return {name: value for name, value in asked.items() if value is not None}
+
+
+def run_seconds(arguments: argparse.Namespace) -> int | None:
+    """How long it may run, where it was said."""
+    return round(arguments.max_hours * 3600) if arguments.max_hours else None
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -66,6 +71,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         "recipe": arguments.recipe,
         "columns": dict(map(evaluations.pair, arguments.column)) or None,
         "name": arguments.name,
+        "resources": needs(arguments) or None,
+        "x_max_run_seconds": run_seconds(arguments),
     }
     made = api.post(
         evaluations.EVALUATIONS, {name: value for name, value in body.items() if value is not None}
