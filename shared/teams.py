@@ -216,20 +216,23 @@ def create_token(
 
 
 def token(db: Session, secret: str) -> Caller | None:
-    """The caller that a token stands for; None where it is unknown, ended or its maker has left."""
+    """The caller that a token stands for; None where it is unknown, ended or its maker has left. An owner's token
+    that an operator has made is an operator's.
+    """
     if not well_formed(secret):
         return None
     row = db.exec(select(ApiToken).where(ApiToken.token_hash == digest(secret))).first()
     if row is None or row.revoked_at or (row.expires_at and row.expires_at <= now()):
         return None
-    role = row.role
+    role, operator = row.role, False
     if row.created_by is not None:
         maker = db.get(Membership, (row.team_id, row.created_by))
         if maker is None:
             return None
         role = min(row.role, maker.role, key=RANK.__getitem__)
+        operator = role is Role.OWNER and db.get_one(User, row.created_by).operator
     _note_use(db, row)
-    return Caller(team_id=row.team_id, role=role, token_id=row.id)
+    return Caller(team_id=row.team_id, role=role, token_id=row.id, operator=operator)
 
 
 def tokens(db: Session, team_id: str) -> list[ApiToken]:

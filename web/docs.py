@@ -26,6 +26,7 @@ TAGS = {
     "api_evaluations": "Evaluations",
     "api_schedules": "Schedules",
     "api_webhooks": "Webhooks",
+    "api_queue": "The queue",
 }
 KEY = {
     "name": "Idempotency-Key",

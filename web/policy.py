@@ -127,6 +127,11 @@ POLICY: dict[str, Rule] = {
     "api_webhooks.try_out": OWNER,
     "api_webhooks.deliveries": OWNER,
     "api_webhooks.again": OWNER,
+    "api_queue.index": VIEWER,
+    "api_queue.put": OPERATOR,
+    "api_queue.workers_alive": VIEWER,
+    "api_queue.drain": OPERATOR,
+    "api_queue.undrain": OPERATOR,
     "docs.show": GREETING,
     "docs.openapi": PUBLIC,
     # pages

@@ -80,15 +80,19 @@ def others(db: Session) -> dict[str, int]:
 
 def shares(db: Session) -> list[dict[str, Any]]:
     """What the own team and all together occupy, may occupy and used; to an operator every team."""
-    teams = [(g.caller.team_id, g.caller.team_name)]
-    if g.caller.operator:
-        teams = [(team.id, team.name) for team in db.exec(select(Team).order_by(Team.name).limit(SHOWN))]
-    named = [*teams, (None, "All teams together")]
     by_slot = {slot.value: waiting.usage(db, slot) for slot in Slot}
     return [
         {"id": team_id, "name": name, **{slot: usage(team_id) for slot, usage in by_slot.items()}}
-        for team_id, name in named
+        for team_id, name in teams_seen(db)
     ]
+
+
+def teams_seen(db: Session) -> list[tuple[str | None, str]]:
+    """(id, name) of the teams whose shares the caller may see; at the end (None, …), all together."""
+    teams: list[tuple[str | None, str]] = [(g.caller.team_id, db.get_one(Team, g.caller.team_id).name)]
+    if g.caller.operator:
+        teams = [(team.id, team.name) for team in db.exec(select(Team).order_by(Team.name).limit(SHOWN))]
+    return [*teams, (None, "All teams together")]
 
 
 def lately(db: Session) -> list[Worker]:
