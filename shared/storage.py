@@ -300,11 +300,12 @@ os.register_at_fork(after_in_child=connected.cache_clear)
 
 @contextmanager
 def asking(key: str) -> Generator[None]:
-    """Turns what boto3 raises into Missing and Away."""
+    """Turns what boto3 raises into Missing and Away. That the whole bucket is gone says nothing of an object."""
     try:
         yield
     except ClientError as wrong:
-        if wrong.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+        no_bucket = wrong.response["Error"]["Code"] == "NoSuchBucket"
+        if wrong.response["ResponseMetadata"]["HTTPStatusCode"] == 404 and not no_bucket:
             raise Missing(f"The store has no «{key}».") from wrong
         raise Away(f"The store refused «{key}»: {wrong}") from wrong
     except (BotoCoreError, Boto3Error) as wrong:
@@ -344,7 +345,10 @@ def readable_size(count: float) -> str:
 
 def arrived(key: str, length: int) -> None:
     """Raises Away unless the stored object has that many bytes."""
-    there = client().head_object(Bucket=bucket(), Key=key)["ContentLength"]
+    try:
+        there = size(key)
+    except Missing as gone:
+        raise Away(f"The store does not keep «{key}».") from gone
     if there != length:
         raise Away(f"The store kept {there} of {length} bytes of «{key}».")
 

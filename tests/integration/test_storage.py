@@ -12,6 +12,7 @@ import pytest
 from shared import storage
 from shared.errors import Refused
 from shared.servers import s3_knows_its_key
+from shared.settings import settings
 from tests.services import Stack
 
 pytestmark = pytest.mark.usefixtures("stack")
@@ -117,6 +118,15 @@ def test_a_store_that_is_gone_is_away(monkeypatch: pytest.MonkeyPatch, key: str)
     monkeypatch.setattr(storage, "client", lambda: gone)
     with pytest.raises(storage.Away):
         storage.put_bytes(key, b"x")
+
+
+def test_without_its_bucket_the_store_is_away_and_nothing_is_missing(
+    monkeypatch: pytest.MonkeyPatch, key: str
+):
+    storage.put_bytes(key, b"x")
+    monkeypatch.setattr(settings(), "s3_bucket", "no-such-bucket")
+    with pytest.raises(storage.Away):
+        storage.read(key)
 
 
 def test_a_folder_comes_back_file_by_file(tmp_path: Path, key: str):
