@@ -264,7 +264,7 @@ class Figures:
     doubled: int = 0
     overlap: float = 0.0  # seconds of two living trainers of one job
     repeated: int = 0  # steps
-    recoveries: list[float] = field(default_factory=list)  # seconds without a step, by each broken attempt
+    recoveries: list[float] = field(default_factory=list)  # seconds without a step, by each break
 
 
 def figures(seen: Seen, faults: int) -> Figures:
@@ -281,17 +281,18 @@ def figures(seen: Seen, faults: int) -> Figures:
         told = attempts(job)
         for before, after in pairwise(told):
             found.repeated += max(0, last_step(before.lease_id) - after.start_step)
-            gap = seconds_without_a_step(job.id, before.lease_id, after.lease_id)
-            found.recoveries += [gap] if gap is not None else []
+        found.recoveries += seconds_without_a_step(job.id)
     return found
 
 
-def seconds_without_a_step(job_id: str, before: str, after: str) -> float | None:
-    """From the last line of one attempt to the first step of the next; None where either said nothing."""
-    gap = text("""
-        SELECT extract(epoch FROM
-               (SELECT min(at) FROM events WHERE job_id = :job AND lease_id = :after AND type = 'step')
-             - (SELECT max(at) FROM events WHERE job_id = :job AND lease_id = :before))""")
+def seconds_without_a_step(job_id: str) -> list[float]:
+    """From the last step of each attempt that took one to the first step of the next that did.
+
+    An attempt that was broken before its first step ends no gap and begins none.
+    """
+    stepped = text("""
+        SELECT extract(epoch FROM min(at)) AS first, extract(epoch FROM max(at)) AS last
+          FROM events WHERE job_id = :job AND type = 'step' GROUP BY lease_id ORDER BY min(id)""")
     with transaction() as db:
-        told = db.connection().execute(gap, {"job": job_id, "before": before, "after": after}).scalar_one()
-    return None if told is None else max(0.0, float(told))
+        turns = db.connection().execute(stepped, {"job": job_id}).all()
+    return [max(0.0, float(after.first - before.last)) for before, after in pairwise(turns)]
