@@ -33,8 +33,8 @@ check: install .venv/.tools ## Formatting, lint, types, import contracts
 bench: install .venv/.tools .venv/.bench ## Measure speed beside what people would use instead; writes docs/bench
 	@exec $(BIN)/python -m pytest tests/bench -m bench -s
 
-chaos: install .venv/.tools ## Break everything on purpose and check that nothing is lost (SEED, MINUTES, ROWS); writes docs/reliability.md
-	@exec $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROWS),--only $(ROWS))
+chaos: install .venv/.tools ## Break everything on purpose and check that nothing is lost (SEED, MINUTES, ROWS, TIMES); writes docs/reliability.md
+	@exec $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROWS),--only $(ROWS)) $(if $(TIMES),--times $(TIMES))
 
 mutants: install .venv/.tools ## Remove each guard in turn and see which test notices; writes docs/reliability.md
 	@exec $(BIN)/python -m tests.mutants

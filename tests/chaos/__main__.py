@@ -1,6 +1,6 @@
 """`make chaos`: the fault matrix, then a seeded soak, against real processes; writes docs/reliability.md.
 
-    python -m tests.chaos [--seed N] [--minutes M] [--only F9,F16 | --only none] [--keep]
+    python -m tests.chaos [--seed N] [--minutes M] [--only F9,F16 | --only none] [--times T] [--keep]
 
 Ends with status 1 where an invariant was broken; then the seed and the audit are printed.
 """
@@ -25,10 +25,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--only", default="", help="rows, with commas between them; «none»: the soak alone")
+    parser.add_argument("--times", type=int, default=1, help="how often each row is run")
     parser.add_argument("--keep", action="store_true", help="do not write docs/reliability.md")
     asked = parser.parse_args()
     rows = {row for row in asked.only.split(",") if row}
-    chosen = [s for s in matrix() if not rows or s.row in rows]
+    chosen = [s for s in matrix() if not rows or s.row in rows] * asked.times
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, world(Path(folder)) as running:
         failed = run_matrix(running, chosen, keep=asked.keep)
         if asked.minutes > 0:

@@ -8,8 +8,9 @@ directly, so that what it observes is not what it breaks.
 import os
 import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -109,6 +110,8 @@ class Cluster:
 
     def kill(self, name: str) -> None:
         """kill -9: of a worker or beat alone, of a web or server with the processes that it has forked."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid(name), signal.SIGSTOP)  # it forks no more while we look
         below = set() if name in (*WORKERS, *BEATS) else descendants(self.pid(name))
         for pid in {self.pid(name)} | below:
             with suppress(ProcessLookupError):
@@ -159,6 +162,30 @@ class Cluster:
             if not self.alive(name):
                 self.begin(name)
         self.await_workers()
+
+    @contextmanager
+    def copied_database(self) -> Generator[Callable[[], None]]:
+        """Copies the database's files as they are now. The value puts the copy in their place: the server is
+        killed, and started from the copy where it had been alive.
+        """
+        files = self.stack.home.folder / "postgres"
+        copy = files.with_name("postgres.copy")
+        self.end("postgres", signal.SIGINT)
+        subprocess.run(["cp", "-a", files, copy], check=True)
+        self.begin("postgres")
+
+        def put_back() -> None:
+            running = self.alive("postgres")
+            self.kill("postgres")
+            shutil.rmtree(files)
+            copy.rename(files)
+            if running:
+                self.begin("postgres")
+
+        try:
+            yield put_back
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
 
     # --- links ------------------------------------------------------------------------------------
     def fault(self, fault: Fault, server: str, programs: tuple[str, ...] = PROGRAMS) -> None:

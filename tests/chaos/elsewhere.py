@@ -2,12 +2,9 @@
 
 ELSEWHERE = {
     "F3": "workers run Celery's threads pool: there is no pool child that could be killed",
-    "F18": "needs a standby that misses the last commit: two Postgres servers with asynchronous replication",
     "F24": "tests/integration/test_disks.py fills the small file system of a worker while it fetches, imports and trains",
     "F28": "no process is broken: tests/integration/test_schedules.py has the nights of summer time",
-    "F31": "the kernel's killer needs a writable cgroup; tests/integration/test_jobs.py has what follows it",
     "F32": "needs a GPU; tests/unit/test_engine.py raises the error in its place",
     "F34": "no process is broken: tests/unit/test_engine.py lets a loss become NaN",
     "F41": "there is one release so far: no older worker to run beside a newer database",
-    "F43": "not tried: a database restored from a backup while the store is newer",
 }

@@ -62,7 +62,7 @@ def a_job_without_a_worker_is_cancelled(world: World) -> None:
 
 @scenario(
     "F39",
-    "twenty jobs of two teams at once for four slots",
+    "sixteen jobs of two teams at once for four slots",
     "no worker runs more than its slots; both teams get their turn",
 )
 def teams_ask_for_more_than_there_is(world: World) -> None:

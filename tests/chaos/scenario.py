@@ -10,7 +10,18 @@ from importlib import import_module
 
 from tests.chaos.world import World
 
-GROUPS = ("kills", "drains", "brokers", "databases", "stores", "messages", "clocks", "trainers", "people")
+GROUPS = (
+    "kills",
+    "drains",
+    "brokers",
+    "databases",
+    "backups",
+    "stores",
+    "messages",
+    "clocks",
+    "trainers",
+    "people",
+)
 
 
 @dataclass(frozen=True)

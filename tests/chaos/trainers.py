@@ -1,13 +1,16 @@
-"""Trainers that die again and again, that flood, that try to get out (F35, F40, F44)."""
+"""Trainers that die again and again, that take all memory, that flood, that try to get out (F31, F35, F40, F44)."""
 
 import json
 import os
 import signal
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
-from shared.tables import State
-from tests.chaos.cluster import SERVERS, Cluster
+from shared.budgets import HOST_MEMORY
+from shared.tables import Outcome, State
+from tests.chaos.cluster import WORKERS, Cluster
 from tests.chaos.processes import everybody, lease_of, living, trainers_of
 from tests.chaos.scenario import scenario
 from tests.chaos.workload import MEDIUM, SHORT, Submitted, attempts, holder, row
@@ -15,6 +18,7 @@ from tests.chaos.world import World
 from tests.services import until
 
 SUPERVISOR_BYTES = 200 << 20
+TRAINER_BYTES = 256 << 20  # for what it takes beyond its zygote's
 
 FLOOD = """
 line = b"\\x1b[31m\\0\\xff" * 20_000  # no newline, an escape, NUL, bytes that are no text
@@ -23,9 +27,25 @@ for _ in range(2_000):
 os.write(1, b"\\n")
 """
 
+DEVOUR = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+print("READY", flush=True)
+signal.sigwait({signal.SIGUSR2})
+hoard = []
+while True:
+    hoard.append(b"x" * (16 << 20))
+"""
+
 ESCAPE = """
 import json, socket
 found = {}
+for path, mode in SECRETS:
+    try:
+        open(path, mode).close()
+        found[path] = "open"
+    except OSError as no:
+        found[path] = str(no)
 for port in PORTS:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=2).close()
@@ -94,6 +114,51 @@ def trainers_of_lease(cluster: Cluster, worker: str, lease: str) -> list[int]:
 
 
 @scenario(
+    "F31",
+    "the kernel kills a trainer for want of memory",
+    "told in these words and tried once more; worker and database live",
+)
+def the_memory_runs_out(world: World) -> None:
+    job = attacked(world, DEVOUR, MEDIUM)
+    name = holder(world.cluster, job)
+    log = output_of(world, name, job)
+    until(lambda: log.exists() and "READY" in log.read_text(), 30, "it begins")
+    world.cluster.attack.unlink()
+    (trainer,) = trainers_of(world.cluster.pid(name))
+    with little_memory(trainer):
+        os.kill(trainer, signal.SIGUSR2)
+        until(lambda: attempts(job)[0].ended_at, 30, "the kernel kills it")
+    first = attempts(job)[0]
+    assert (first.outcome, first.reason_code) == (Outcome.CRASHED, HOST_MEMORY)
+    world.work.await_end([job], 60)
+    assert len(attempts(job)) == 2
+
+
+@contextmanager
+def little_memory(pid: int) -> Generator[None]:
+    """A cgroup in which that process gets `TRAINER_BYTES` more; then the kernel kills it."""
+    old = Path("/sys/fs/cgroup/memory")
+    top, limit = (old, "memory.limit_in_bytes") if old.is_dir() else (old.parent, "memory.max")
+    group = top / f"burnish-chaos-{pid}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(TRAINER_BYTES))
+        (group / "cgroup.procs").write_text(str(pid))
+    except OSError as no:
+        raise AssertionError(f"This row needs a memory cgroup that one may write to: {no}") from no
+    try:
+        yield
+    finally:
+        until(lambda: not (group / "cgroup.procs").read_text(), 10, "the cgroup is empty")
+        group.rmdir()
+
+
+def output_of(world: World, worker: str, job: Submitted) -> Path:
+    """Where the job's first attempt prints."""
+    return world.cluster.folder / worker / "attempts" / attempts(job)[0].lease_id / "output.log"
+
+
+@scenario(
     "F40",
     "a trainer prints 200 MB without a newline, with escapes, NUL and no text",
     "cut off at 2 MB; the worker stays small; the job goes on",
@@ -102,7 +167,7 @@ def a_trainer_floods(world: World) -> None:
     job = attacked(world, FLOOD)
     name = holder(world.cluster, job)
     world.cluster.attack.unlink()
-    log = world.cluster.folder / name / "attempts" / attempts(job)[0].lease_id / "output.log"
+    log = output_of(world, name, job)
     most = most_log = 0
     while row(job).state == State.RUNNING:
         most = max(most, memory(world.cluster.pid(name)))
@@ -115,31 +180,35 @@ def a_trainer_floods(world: World) -> None:
 
 @scenario(
     "F44",
-    "a trainer tries the servers' ports, looks for secrets, leaves a daemon behind",
+    "a trainer tries the servers' ports, reads what is secret, writes elsewhere, leaves a daemon behind",
     "nothing answers, nothing is found; the daemon is gone after the job",
 )
 def a_trainer_tries_to_get_out(world: World) -> None:
-    known = world.cluster.stack.home.ports()
-    job = attacked(world, ESCAPE.replace("PORTS", repr(sorted(known.values()))), MEDIUM)
+    ports = sorted(world.cluster.stack.home.ports().values())
+    secrets = [(f"/proc/{world.cluster.pid(one)}/environ", "rb") for one in WORKERS]
+    secrets += [(str(world.cluster.stack.home.env_file), "rb")]
+    secrets += [(str(world.cluster.folder / one / "escaped"), "wb") for one in WORKERS]
+    code = ESCAPE.replace("PORTS", repr(ports)).replace("SECRETS", repr(secrets))
+    job = attacked(world, code, MEDIUM)
     name = holder(world.cluster, job)
-    folder = world.cluster.folder / name / "attempts" / attempts(job)[0].lease_id
-    until(lambda: "FOUND" in (folder / "output.log").read_text(), 30, "what it found")
+    log = output_of(world, name, job)
+    until(lambda: log.exists() and "FOUND" in log.read_text(), 30, "what it found")
     world.cluster.attack.unlink()
-    told = next(line for line in (folder / "output.log").read_text().splitlines() if "FOUND" in line)
+    told = next(line for line in log.read_text().splitlines() if "FOUND" in line)
     found = json.loads(told.removeprefix("FOUND "))
     assert found.pop("environment") == []
     assert "open" not in found.values(), found
-    assert len(found) >= len(SERVERS)
-    daemons = left_by(folder)
+    assert len(found) == len(ports) + len(secrets)
+    (trainer,) = trainers_of(world.cluster.pid(name))
+    daemons = left_by(trainer)
     assert daemons, "the daemon was there"
     world.work.await_end([job], 90)
     until(lambda: not living(daemons), 2, "the daemon is gone with its job")
 
 
-def left_by(folder: Path) -> set[int]:
-    """The processes but the trainer whose output goes where that attempt's does."""
+def left_by(trainer: int) -> set[int]:
+    """The processes but the trainer itself whose output goes where the trainer's does."""
     pipes = {pid: output(pid) for pid in everybody()}
-    (trainer,) = (pid for pid in pipes if lease_of(pid) == folder.name)
     return {pid for pid, pipe in pipes.items() if pipe and pipe == pipes[trainer]} - {trainer}
 
 
