@@ -20,7 +20,7 @@ from shared.errors import Refused
 from shared.settings import settings
 
 SECONDS = 10.0  # for the name, the connection, the request and the answer together
-MOST_HEAD = 8192  # bytes of an answer that are read
+MOST_HEAD = 8192  # bytes of an answer after which no more are read
 MOST_ADDRESSES = 4  # of a name that are tried
 LONGEST_URL = 2000
 HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?|[0-9a-f:.]+")
@@ -188,7 +188,7 @@ def status(sock: socket.socket, ends: float) -> int:
     received = b""
     while b"\r\n\r\n" not in received and len(received) < MOST_HEAD:
         sock.settimeout(left(ends))
-        part = sock.recv(MOST_HEAD - len(received))
+        part = sock.recv(1024)
         if not part:
             break
         received += part
