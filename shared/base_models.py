@@ -6,6 +6,7 @@ stored read-only under `base/<hash>/`. Architecture presets stand beside them: t
 there is nothing to import, and a job that starts from one starts from scratch.
 """
 
+import errno
 import hashlib
 import json
 import re
@@ -274,6 +275,8 @@ def from_the_hub(hub_id: str, revision: str, folder: Path) -> Path:
             hub_id, revision=revision or None, local_dir=folder, allow_patterns=list(model_files.PATTERNS)
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as wrong:
+        if wrong.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # this machine's disk
         raise Refused(
             f"«{hub_id}» could not be fetched: {str(wrong).splitlines()[0]} Check the id and the network.",
             param="model",

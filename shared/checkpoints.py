@@ -137,6 +137,14 @@ def hold(db: Session, checkpoint_id: str) -> Checkpoint | None:
     return db.exec(shared).first()
 
 
+def lock(db: Session, job_id: str, *, wait: bool = True) -> set[str]:
+    """The ids of a job's checkpoints, whose rows are locked from now on: who begins to use one is seen by whoever
+    asks after this, or finds it gone. Without `wait` those that somebody holds just now are left out.
+    """
+    alive = select(Checkpoint.id).where(Checkpoint.job_id == job_id, col(Checkpoint.deleted_at).is_(None))
+    return set(db.exec(alive.with_for_update(skip_locked=not wait)).all())
+
+
 def given_up(db: Session, limit: int) -> Sequence[Checkpoint]:
     """Some checkpoints that exist no more and whose bytes are still stored."""
     found = select(Checkpoint).where(col(Checkpoint.deleted_at).is_not(None), Checkpoint.bytes > 0)

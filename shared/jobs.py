@@ -450,6 +450,7 @@ def delete(db: Session, job: Job, actor: str) -> None:
     job = locked(db, job.id)
     if job.state not in FINAL:
         raise Refused(f"{job.id} is {job.state}; cancel it before you delete it.", code="job_is_not_final")
+    checkpoints.lock(db, job.id)
     if user := orders.using_checkpoints_of(db, job.id):
         raise Refused(f"{user} still needs a checkpoint of {job.id}.", code="checkpoint_in_use")
     job.deleted_at = clock(db)

@@ -121,8 +121,7 @@ def free(db: Session, job_id: str) -> list[Checkpoint]:
     job = db.get_one(Job, job_id)
     if job.state not in FINAL or job.finished_at is None or job.finished_at > clock(db) - GRACE:
         return []
-    alive = select(Checkpoint.id).where(Checkpoint.job_id == job.id, col(Checkpoint.deleted_at).is_(None))
-    locked = set(db.exec(alive.with_for_update(skip_locked=True)).all())
+    locked = checkpoints.lock(db, job.id, wait=False)
     stored = checkpoints.of(db, job.id)
     why = kept(db, job, stored)
     going = [point for point in stored if point.id in locked and point.id not in why]

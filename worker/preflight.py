@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlmodel import Session
 
-from shared import jobs, room, workers
+from shared import jobs, resources, room, workers
 from shared.db import transaction
 from shared.errors import Refused
+from shared.tables import Job, Worker
 from worker import needs, results
 from worker.disk import NoRoom
 
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 def check(trip: "Trip") -> None:
     """Promises the attempt what it needs of the disk; what the cache does not use goes for it.
 
-    Raises NoRoom where it does not suffice, Refused where no live worker's disk could ever hold it.
+    Raises NoRoom where it does not suffice, Refused where the disk of no live worker that could run it could ever
+    hold it.
     """
     disk = trip.machine.disk
     with transaction() as db:
         need = needs.reckoned(db, trip.job, disk.cache)
-        most = room.ever(workers.alive(db))
+        most = room.ever(able(db, trip.job))
     trip.cached = list(need.places)
     trip.touch_cached()
     if most is not None and need.anywhere > most:
@@ -31,6 +33,11 @@ def check(trip: "Trip") -> None:
         if not disk.make_room(need.here):
             raise NoRoom(need.anywhere, disk.free - disk.floor - disk.promised())
         trip.need = need
+
+
+def able(db: Session, job: Job) -> list[Worker]:
+    """The live workers that could run the job if only the disk were large enough."""
+    return [w for w in workers.alive(db) if resources.fits(job.resources, resources.offer(w, job.slot))]
 
 
 def too_large(wanted: int, most: int) -> Refused:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 from sqlmodel import select
@@ -117,11 +117,16 @@ def why(job_id):
 # --- the floor --------------------------------------------------------------------------------------
 
 
-def test_a_worker_below_its_floor_claims_nothing_says_so_and_goes_on_by_itself(machine, team, tiny, small):
-    filler = fill(small, MIB)
-    job = submitted(team, tiny, epochs=1, checkpoints=1)
-    machine.look(Slot.COMPUTE)
-    assert attempts(job.id) == [], "the moment counts, not the last sign of life"
+def test_a_worker_below_its_floor_claims_nothing_says_so_and_goes_on_by_itself(
+    machine, team, tiny, small, monkeypatch
+):
+    with monkeypatch.context() as between:
+        between.setattr(Machine, "beat", lambda _: None)  # no sign of life comes between
+        job = submitted(team, tiny, epochs=1, checkpoints=1)
+        filler = fill(small, MIB)
+        machine.note = ""
+        machine.look(Slot.COMPUTE)
+        assert attempts(job.id) == [], "the moment counts, not the last sign of life"
     machine.beat()
     said = f"has stopped claiming: 1 MiB free of its 4 MiB floor. Free space on {row_of(machine).host}"
     assert row_of(machine).note == said
@@ -158,18 +163,27 @@ def test_what_the_cache_has_not_used_for_longest_goes_first_to_make_room(machine
     assert (oldest.exists(), older.exists(), fresh.exists()) == (False, True, True)
 
 
-def test_a_running_attempt_keeps_what_it_uses_of_the_cache(machine, team, tiny):
+@contextmanager
+def training(machine, team, tiny):
+    """A job that trains inside the block and is cancelled at its end."""
     job = submitted(team, tiny, epochs=100, checkpoints=1)
     thread = in_background(machine)
-    until(lambda: steps(job.id), what="a step")
-    (entry,) = machine.cache.folder.glob("datasets/*.parquet")
-    long_ago = time.time() - 2 * IN_USE_SECONDS
-    os.utime(entry, (long_ago, long_ago))
-    machine.beat()
-    assert entry not in machine.cache.idle()
-    with transaction() as db:
-        jobs.cancel(db, job, "somebody")
-    thread.join(60)
+    try:
+        until(lambda: steps(job.id), what="a step")
+        yield job
+    finally:
+        with transaction() as db:
+            jobs.cancel(db, job, "somebody")
+        thread.join(60)
+
+
+def test_a_running_attempt_keeps_what_it_uses_of_the_cache(machine, team, tiny):
+    with training(machine, team, tiny):
+        (entry,) = machine.cache.folder.glob("datasets/*.parquet")
+        long_ago = time.time() - 2 * IN_USE_SECONDS
+        os.utime(entry, (long_ago, long_ago))
+        machine.beat()
+        assert entry not in machine.cache.idle()
 
 
 def test_a_job_without_room_goes_back_without_charge_and_waits_until_there_is_some(
@@ -199,14 +213,9 @@ def test_a_job_without_room_goes_back_without_charge_and_waits_until_there_is_so
 
 def test_what_running_attempts_are_still_to_write_is_nobody_elses_room(machine, team, tiny):
     before = machine.disk.state()["room"]
-    job = submitted(team, tiny, epochs=100, checkpoints=1)
-    thread = in_background(machine)
-    until(lambda: steps(job.id), what="a step")
-    assert machine.promised() > 14 * MIB
-    assert machine.disk.state()["room"] < before - 14 * MIB
-    with transaction() as db:
-        jobs.cancel(db, job, "somebody")
-    thread.join(60)
+    with training(machine, team, tiny):
+        assert machine.promised() > 14 * MIB
+        assert machine.disk.state()["room"] < before - 14 * MIB
     assert machine.promised() == 0
 
 

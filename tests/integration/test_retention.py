@@ -8,6 +8,7 @@ import threading
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
 from sqlmodel import select
 
 from shared import base_models, checkpoints, jobs, retention, schedules, storage
@@ -16,6 +17,7 @@ from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.tables import Artifact, Checkpoint, Job, Kind, Ready, Role, State, Transition
 from tests.factories import a_checkpoint, a_dataset, a_file, a_job, a_team, a_user
+from tests.services import until
 from tests.visitor import Visitor
 from worker import janitor
 
@@ -187,6 +189,39 @@ def test_who_begins_to_use_a_checkpoint_keeps_it_or_finds_it_gone(team):
         jobs.submit_export(db, checkpoint=points[10], form="merged")
     with transaction() as db, pytest.raises(Refused, match="has no checkpoint"):
         jobs.retry(db, db.get_one(Job, job.id), "somebody", points[10].id)
+
+
+def test_a_job_is_not_deleted_from_under_one_that_begins_to_use_its_checkpoint(team):
+    with transaction() as db:
+        job, points = ended(db, team, LOSSES)
+        user = a_job(db, team, state=State.PAUSED)
+    refused = []
+
+    def delete():
+        with transaction() as other:
+            try:
+                jobs.delete(other, other.get_one(Job, job.id), "somebody")
+            except Refused as no:
+                refused.append(no.message)
+
+    with transaction() as db:
+        assert checkpoints.hold(db, points[10].id)
+        db.get_one(Job, user.id).checkpoint_id = points[10].id
+        db.flush()
+        thread = threading.Thread(target=delete)
+        thread.start()
+        until(lambda: waits_for_a_lock(db), 10, "the deletion waits")
+        db.commit()
+    thread.join(10)
+    assert refused == [f"{user.id} still needs a checkpoint of {job.id}."]
+    assert left(job.id) == sorted(LOSSES)
+
+
+def waits_for_a_lock(db):
+    asked = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    return db.connection().execute(asked).scalar_one()
 
 
 # --- killed between the steps -----------------------------------------------------------------------

@@ -171,10 +171,13 @@ GUARDS = [
     Guard(
         "lock of a checkpoint that is given up",
         "who begins to use a checkpoint keeps it",
-        "shared/retention.py",
-        "alive.with_for_update(skip_locked=True)",
+        "shared/checkpoints.py",
+        "alive.with_for_update(skip_locked=not wait)",
         "alive",
-        (RETENTION + "test_who_begins_to_use_a_checkpoint_keeps_it_or_finds_it_gone",),
+        (
+            RETENTION + "test_who_begins_to_use_a_checkpoint_keeps_it_or_finds_it_gone",
+            RETENTION + "test_a_job_is_not_deleted_from_under_one_that_begins_to_use_its_checkpoint",
+        ),
     ),
     Guard(
         "use of a checkpoint",
