@@ -10,6 +10,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from tests.chaos import report
@@ -55,8 +56,9 @@ def run_one(running: World, one: Scenario) -> tuple[Figures | None, str]:
     try:
         one.run(running)
         found = running.settle()
-    except AssertionError as broken:
-        print(f"BROKEN {one.name}\n{broken}", flush=True)
+    except Exception as broken:  # noqa: BLE001 - the other rows are run all the same
+        told = broken if isinstance(broken, AssertionError) else traceback.format_exc()
+        print(f"BROKEN {one.name}\n{told}", flush=True)
         recover(running)
         return None, "**broken**"
     print(f"{time.monotonic() - began:5.0f} s  {one.name}: as expected", flush=True)

@@ -24,6 +24,7 @@ from shared.supervisor import Program
 from shared.tables import Worker
 from tests.chaos.processes import descendants
 from tests.chaos.proxy import Fault, Link, Proxy
+from tests.receiver import Receiver
 from tests.services import SHORT, Stack, aim, until
 
 WEBS, WORKERS, BEATS = ("web-1", "web-2"), ("worker-1", "worker-2"), ("beat-1", "beat-2")
@@ -39,8 +40,9 @@ HOSTILE = Path(__file__).with_name("hostile.py")
 class Cluster:
     """Start it in the main thread: programs die with the thread that started them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, receiver: Receiver) -> None:
         self.folder = folder
+        self.receiver = receiver  # of the teams' webhooks
         self.attack = folder / "hostile" / "attack.py"  # what trainers do first, while it is there
         self.stack = Stack(folder / "servers")
         self.proxy = Proxy()
@@ -74,7 +76,8 @@ class Cluster:
 
     def environment(self, program: str = "") -> dict[str, str]:
         """What a program's settings are: its links instead of the servers' own addresses."""
-        known = self.stack.environment | SHORT | {"COMPUTE_SLOTS": str(SLOTS)}
+        own = {"COMPUTE_SLOTS": str(SLOTS), "WEBHOOK_HOSTS": self.receiver.at}
+        known = self.stack.environment | SHORT | own
         if not program:
             return known | {"PUBLIC_URL": self.url(WEBS[0])}
         home = self.folder / program

@@ -1,7 +1,8 @@
 """What must hold after whatever went wrong. Each function returns what it found broken, in words."""
 
 import hashlib
-from collections import Counter
+import json
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from tests.chaos.workload import (
 )
 from tests.services import until
 
+TOLD_SECONDS = 90.0  # a delivery whose sender was killed is somebody else's a minute later
 QUIET_SECONDS = 10.0  # from the end of the last job until nothing of it is left
 
 
@@ -231,6 +233,28 @@ def a_success_can_be_downloaded(seen: Seen) -> list[str]:
     return broken
 
 
+def an_end_is_told_to_the_teams_webhook(seen: Seen) -> list[str]:
+    """I10: at least once, and by one id however often."""
+    ended = {job.id for job in seen.jobs if row(job).state in FINAL}
+
+    def told() -> dict[str, set[str]]:
+        ids: dict[str, set[str]] = defaultdict(set)
+        for message in list(seen.work.cluster.receiver.received):
+            body = json.loads(message.body)
+            if body["data"].get("x_state") in FINAL:
+                ids[body["data"]["id"]].add(message.headers["webhook-id"])
+        return ids
+
+    with suppress(AssertionError):
+        until(lambda: ended <= set(told()), TOLD_SECONDS)
+    known = told()
+    return [f"the webhook was not told of the end of {job}" for job in sorted(ended - set(known))] + [
+        f"the webhook was told of the end of {job} by {len(known[job])} ids"
+        for job in sorted(ended & set(known))
+        if len(known[job]) > 1
+    ]
+
+
 def sha256(data: bytes) -> str:
     """As hex."""
     return hashlib.sha256(data).hexdigest()
@@ -251,6 +275,7 @@ INVARIANTS: dict[str, Callable[[Seen], list[str]]] = {
     "I7": nothing_is_left_over,
     "I8": the_weights_are_those_of_an_undisturbed_run,
     "I9": a_success_can_be_downloaded,
+    "I10": an_end_is_told_to_the_teams_webhook,
 }
 
 

@@ -199,7 +199,9 @@ def a_trainer_tries_to_get_out(world: World) -> None:
     assert found.pop("environment") == []
     assert "open" not in found.values(), found
     assert len(found) == len(ports) + len(secrets)
-    (trainer,) = trainers_of(world.cluster.pid(name))
+    lease = attempts(job)[0].lease_id
+    until(lambda: trainers_of_lease(world.cluster, name, lease), 10, "the trainer has begun")
+    (trainer,) = trainers_of_lease(world.cluster, name, lease)
     daemons = left_by(trainer)
     assert daemons, "the daemon was there"
     world.work.await_end([job], 90)

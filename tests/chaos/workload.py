@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from sqlmodel import col, select
 
-from shared import checkpoints
+from shared import checkpoints, webhooks
 from shared.db import transaction
 from shared.tables import FINAL, Attempt, Event, EventType, Job, State
 from tests.chaos.cluster import WEBS, Cluster
@@ -56,13 +56,14 @@ class Workload:
     numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     def prepare(self, folder: Path) -> None:
-        """Two teams with the same rows, and a tiny model."""
+        """Two teams with the same rows and a webhook each, and a tiny model."""
         with transaction() as db:
             self.model = a_base_model(db, tiny_causal_lm(folder)).id
             for number in (1, 2):
                 team = a_team(db, f"Chaos {number}")
                 file = a_dataset(db, team, CHAT * (ROWS // len(CHAT))).file_id
                 self.teams.append(Team(team.id, a_token(db, team), file))
+                webhooks.create(db, team_id=team.id, url=self.cluster.receiver.url)
 
     def submit(self, epochs: int = MEDIUM, team: int | None = None, **knobs: Any) -> Submitted:
         """A training, through whichever web answers; the key makes it one however often it is sent."""

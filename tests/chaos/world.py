@@ -15,6 +15,7 @@ from tests.chaos.cluster import WEBS, WORKERS, Cluster
 from tests.chaos.invariants import INVARIANTS, Figures, Seen, figures
 from tests.chaos.processes import Sampler
 from tests.chaos.workload import LONG, MEDIUM, SHORT, Submitted, Workload
+from tests.receiver import Receiver
 
 PROBE_SECONDS = 0.25
 SETTLE_SECONDS = 150.0
@@ -127,9 +128,11 @@ class World:
 @contextmanager
 def world(folder: Path, lengths: tuple[int, ...] = (SHORT, MEDIUM, LONG)) -> Generator[World]:
     """A cluster with work, watched; the undisturbed weights of these lengths are known."""
-    cluster = Cluster(folder)
+    receiver = Receiver()
+    cluster = Cluster(folder, receiver)
     watchers: list[Sampler | Prober] = []
     try:
+        receiver.thread.start()
         cluster.start()
         audit.watch()
         work = Workload(cluster)
@@ -144,3 +147,4 @@ def world(folder: Path, lengths: tuple[int, ...] = (SHORT, MEDIUM, LONG)) -> Gen
         for watcher in watchers:
             watcher.close()
         cluster.stop()
+        receiver.server.shutdown()
