@@ -26,6 +26,9 @@ DELIVER_SECONDS = 5.0
 DRAIN_SECONDS = 120.0  # time to leave to a worker that is told to stop: its trainers write a checkpoint
 SEND_SECONDS = 1.0  # that a request waits for the broker
 BREAKER_SECONDS = 5.0  # after a failure nothing is sent for this long
+# A message that nobody took for so long is worth nothing. The sender's clock says until when and the worker's
+# whether: with less, a worker whose clock is fast would throw all of them away. (More apart, the store refuses it.)
+KEPT_SECONDS = 1200.0
 BOUNCES = 5  # times that a busy worker hands a wake-up on
 
 
@@ -99,8 +102,8 @@ def celery() -> Celery:
 
 
 def entry(task: str, seconds: float) -> dict:
-    """A line of beat's schedule; a message that nobody took in time is worth nothing."""
-    return {"task": task, "schedule": seconds, "options": {"expires": max(seconds, 5.0)}}
+    """A line of beat's schedule."""
+    return {"task": task, "schedule": seconds, "options": {"expires": KEPT_SECONDS}}
 
 
 @lru_cache(maxsize=1)
@@ -140,7 +143,7 @@ def send(slot: str, bounces: int) -> None:
         LOOK,
         args=[slot, bounces],
         queue=LIST,
-        expires=max(settings().sweep_seconds, 10.0),
+        expires=KEPT_SECONDS,
         retry=False,
         ignore_result=True,
     )

@@ -1,8 +1,10 @@
 """Wake-ups: the settings that the design pins, and a broker that is dead, frozen or full of old messages."""
 
+import json
 import os
 import signal
 import time
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import pytest
@@ -49,10 +51,13 @@ def test_the_settings_are_those_that_the_traps_demand(stack):
     assert set(queue.celery().conf.beat_schedule) == {"sweep", "tick", "deliver"}
 
 
-def test_a_wake_up_is_one_message_that_expires(broker):
+def test_a_wake_up_is_one_message_that_expires_later_than_clocks_may_differ(broker):
     assert queue.wake(Slot.COMPUTE)
     assert broker.llen(queue.LIST) == 1
-    assert b'"expires"' in broker.lindex(queue.LIST, 0)
+    until = datetime.fromisoformat(json.loads(broker.lindex(queue.LIST, 0))["headers"]["expires"])
+    beats = [entry["options"]["expires"] for entry in queue.celery().conf.beat_schedule.values()]
+    for seconds in [(until - datetime.now(UTC)).total_seconds(), *beats]:
+        assert 15 * 60 < seconds <= 30 * 60
 
 
 def test_a_frozen_broker_holds_nobody_longer_than_a_second(broker):
