@@ -146,6 +146,14 @@ def test_a_host_that_the_operator_names_is_reached_at_that_port_alone(receiver, 
     assert len(receiver.received) == 1
 
 
+def test_an_address_of_ipv6_stands_in_brackets(hosts):
+    hosts.webhook_hosts = "[::1]:8080"
+    found = outgoing.target("http://[::1]:8080/a?b=c")
+    assert (found.host, found.open) == ("::1", True)
+    assert outgoing.head(found, 2, {}).startswith(b"POST /a?b=c HTTP/1.1\r\nHost: [::1]:8080\r\n")
+    assert not outgoing.opened("::1", 80)
+
+
 def test_a_redirect_is_an_answer_and_leads_nowhere(receiver, hosts):
     hosts.webhook_hosts = receiver.at
     receiver.answers = [302]
