@@ -50,9 +50,10 @@ def files(job_id: str, checkpoint_id: str) -> Response:
         if artifact is None:
             policy.require(Role.MEMBER)
             jobs.submit_export(db, checkpoint=checkpoint, form=asked.form, created_by=g.caller.user_id)
+        answer = as_exported(db, artifact)
     if artifact is None:
         queue.wake("light")
-    return wire.answer(as_exported(artifact))
+    return wire.answer(answer)
 
 
 @api.post("/fine_tuning/jobs/<job_id>/checkpoints/<path:checkpoint_id>/pin")
@@ -106,13 +107,15 @@ def as_trained(checkpoint: Checkpoint) -> shapes.CheckpointFiles:
     return linked(f"{checkpoint.prefix}servable/", servable(checkpoint.manifest), checkpoint)
 
 
-def as_exported(artifact: Artifact | None) -> shapes.CheckpointFiles:
+def as_exported(db: Session, artifact: Artifact | None) -> shapes.CheckpointFiles:
     """The other form, or how far it is."""
     if artifact is None or artifact.state in (Ready.WAITING, Ready.BUILDING):
         return shapes.CheckpointFiles(data=[], x_status="building")
     if artifact.state == Ready.FAILED:
         return shapes.CheckpointFiles(data=[], x_status="failed", x_error=artifact.error)
-    return linked(artifact.prefix or "", artifact.manifest, artifact)
+    found = linked(artifact.prefix or "", artifact.manifest, artifact)
+    scores = db.exec(select(Job.scores).where(Job.id == artifact.job_id)).one()
+    return found.model_copy(update={"x_agreement": (scores or {}).get("agreement", {}).get("said")})
 
 
 def linked(prefix: str, manifest: list[dict[str, Any]], of: Checkpoint | Artifact) -> shapes.CheckpointFiles:

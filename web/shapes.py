@@ -231,6 +231,9 @@ class CheckpointFiles(Shape):
     has_more: Literal[False] = False
     x_status: Literal["building", "ready", "failed"]
     x_error: str | None = None
+    x_agreement: str | None = Field(
+        None, description="What comparing an export with the trained model found."
+    )
     x_zip: str | None = Field(None, description="All files as one zip.")
 
 

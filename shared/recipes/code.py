@@ -14,7 +14,7 @@ from shared.learning.writer import Writer
 from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Sampling
 from shared.spec import LoraSpec, PretrainSpec, knob
 
-CONTENT_NAMES = ("content", "code", "text")
+CONTENT_NAMES = ("content", "code")  # or a text that has a path
 PATH_NAMES = ("path", "file", "filename", "file_path")
 CHARACTERS_A_TOKEN = 3  # of code, about
 GAPS = 24  # places in held-out files that are completed at each evaluation
@@ -102,8 +102,9 @@ class Code(Writer):
     def recognise(self, columns: Iterable[str]) -> dict[str, str] | None:
         """The content and the path of files, by their usual names."""
         names = set(columns)
-        content = next((name for name in CONTENT_NAMES if name in names), None)
         path = next((name for name in PATH_NAMES if name in names), None)
+        known = (*CONTENT_NAMES, "text") if path else CONTENT_NAMES
+        content = next((name for name in known if name in names), None)
         if content is None:
             return None
         return {"content": content} | ({"path": path} if path else {})

@@ -132,7 +132,8 @@ def test_a_merged_model_is_built_when_first_asked_for(alpha, finished):
     path = f"/fine_tuning/jobs/{finished.job.id}/checkpoints/{finished.last.id}/files?form=merged"
     for _ in range(3):
         assert alpha.api.get(path) == {
-            "object": "list", "data": [], "has_more": False, "x_status": "building", "x_error": None, "x_zip": None,
+            "object": "list", "data": [], "has_more": False, "x_status": "building",
+            "x_error": None, "x_agreement": None, "x_zip": None,
         }  # fmt: skip
     with transaction() as db:
         [export] = db.exec(select(Job).where(Job.kind == Kind.EXPORT)).all()
@@ -140,6 +141,20 @@ def test_a_merged_model_is_built_when_first_asked_for(alpha, finished):
         artifact.state, artifact.error = Ready.FAILED, "No space."
     assert alpha.api.get(path)["x_status"] == "failed"
     assert alpha.api.get(path)["x_error"] == "No space."
+
+
+def test_what_was_found_of_an_export_comes_with_its_files(alpha, finished):
+    path = f"/fine_tuning/jobs/{finished.job.id}/checkpoints/{finished.last.id}/files"
+    assert alpha.api.get(path)["x_agreement"] is None
+    alpha.api.get(path + "?form=merged")
+    with transaction() as db:
+        export = db.exec(select(Job).where(Job.kind == Kind.EXPORT)).one()
+        export.scores = {"agreement": {"said": "All are equal.", "equal": 1.0, "largest_difference": 0.0}}
+        artifact = db.exec(select(Artifact).where(Artifact.job_id == export.id)).one()
+        artifact.state, artifact.prefix = Ready.READY, "made/"
+        artifact.manifest = [{"name": "model.safetensors", "bytes": 1, "sha256": "0" * 64}]
+    found = alpha.api.get(path + "?form=merged")
+    assert (found["x_status"], found["x_agreement"]) == ("ready", "All are equal.")
 
 
 def test_a_viewer_s_token_looks_and_builds_nothing(alpha, finished, app):

@@ -31,13 +31,18 @@ PROGRAM = "".join(f"def f{n}(x):\n    return x + {n}  # ≥ {n}\n\n" for n in ra
     [
         ({"path": "a.py", "content": "x = 1\n"}, COLUMNS),
         ({"file_path": "a.py", "code": "x = 1\n"}, {"path": "file_path", "content": "code"}),
-        ({"text": "x = 1\n"}, {"content": "text"}),
+        ({"content": "x = 1\n"}, {"content": "content"}),
+        ({"path": "a.py", "text": "x = 1\n"}, {"path": "path", "content": "text"}),
     ],
 )
 def test_files_come_in_many_shapes(row: dict[str, Any], columns: dict[str, str]):
     assert CODE.recognise(row) == columns
     assert [one for one in CODE.check([row], columns) if one.fatal or one.row] == []
     assert CODE.canonical(row, columns)["content"] == "x = 1\n"
+
+
+def test_texts_without_a_path_are_not_taken_for_code():
+    assert CODE.recognise({"text": "It was a dark and stormy night."}) is None
 
 
 GOOD = {"path": "good.py", "content": "print(1)\n"}
