@@ -339,7 +339,7 @@ def by_llama_factory(case: Case, folder: Path, threads: int) -> dict[str, float]
 
     own = folder / f"llama-factory-{time.time_ns()}"
     own.mkdir()
-    rows = [{"instruction": row["prompt"], "output": row["completion"]} for row in shown["rows"]]
+    rows = [{"instruction": row["prompt"], "input": "", "output": row["completion"]} for row in shown["rows"]]
     (own / "rows.json").write_text(json.dumps(rows))
     (own / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}))
     torch.set_num_threads(threads)

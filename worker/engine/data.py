@@ -27,7 +27,6 @@ from worker.engine.events import Events
 from worker.engine.items import Items, Packer
 from worker.engine.row_groups import RowGroups
 
-POOL = 24  # batches' worth of rows that are sorted by length together
 PRIME = 1_000_003  # keeps the seeds of steps and items apart
 MOST_EVALUATED = 512  # held-out rows that an evaluation reads
 NOT_ENCODED_WITH = set(LoraSpec.model_fields) - {"max_length"}  # knobs that leave the items as they are
@@ -217,16 +216,11 @@ class Plan:
         return self.epoch[1][place]
 
     def shuffled(self, epoch: int) -> list[list[int]]:
-        """An epoch's batches: random rows, of like length within a batch, in random order."""
-        dice = random.Random(f"{self.seed}/{epoch}")
+        """An epoch's batches: random rows, so that no step learns from long or short ones alone."""
         order = list(range(len(self.places)))
-        dice.shuffle(order)
-        batches = []
-        for start in range(0, len(order), POOL * self.batch_size):
-            pool = sorted(order[start : start + POOL * self.batch_size], key=lambda n: self.lengths[n])
-            batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
-        dice.shuffle(batches)
-        return [[self.places[n] for n in batch] for batch in batches]
+        random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
+        return [[self.places[n] for n in sorted(batch, key=lambda n: self.lengths[n])] for batch in batches]
 
 
 def seed_of(seed: int, step: int, item: int) -> int:
@@ -243,6 +237,24 @@ def portions(batch: list[int], lengths: dict[int, int] | list[int], budget: int)
         else:
             parts.append([item])
     return parts
+
+
+def least_padded(
+    batch: list[int], lengths: dict[int, int] | list[int], budget: int, fixed: int
+) -> list[list[int]]:
+    """The same with as little padding as pays, where beginning a micro-batch costs as much as `fixed` tokens."""
+    best, begin = [0], [0]  # of the first n items: what they cost, and where the last micro-batch begins
+    for end in range(1, len(batch) + 1):
+        longest = lengths[batch[end - 1]]
+        first = max(0, min(end - 1, end - budget // max(longest, 1)))
+        costs = [best[at] + (end - at) * longest + fixed for at in range(first, end)]
+        best.append(min(costs))
+        begin.append(first + costs.index(best[-1]))
+    parts, end = [], len(batch)
+    while end:
+        parts.append(batch[begin[end] : end])
+        end = begin[end]
+    return parts[::-1]
 
 
 def prune(cache: Path, keep: int = 32) -> None:

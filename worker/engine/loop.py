@@ -19,14 +19,15 @@ from shared.learning.card import card
 from shared.recipe import wire_name
 from worker.engine import checkpoint, optim
 from worker.engine.attempt import DONE, STOPPED, Attempt, Diverged, Stop
-from worker.engine.data import portions, seed_of
+from worker.engine.data import least_padded, portions, seed_of
 from worker.engine.evaluation import judge as judge_held
 from worker.engine.evaluation import judge_base, kept
 from worker.engine.events import Events
 from worker.engine.ranks import ALONE, FINISH, GO_ON, LEAVE, Ranks
-from worker.engine.run import Run, prepare, recompute, remember_packing
+from worker.engine.run import Run, prepare, recompute
 from worker.engine.weights import autocast, is_adapter
 
+FIXED = {"cpu": 64, "cuda": 4096}  # tokens that a micro-batch costs beyond its own, about
 MOST_UNSTEADY = 3  # steps in a row without a finite loss
 SEED_OF_EVALUATION = 1_234_567
 
@@ -54,8 +55,6 @@ def go(run: Run, stop: Stop) -> int:
     while (word := run.ranks.decided(next_move(run, stop))) == GO_ON:
         advance(run)
         if run.ranks.first:
-            if run.stepped == 1:
-                remember_packing(run)
             look_around(run, stop, evaluate_at, save_at)
     if not run.ranks.first:
         return DONE
@@ -178,7 +177,7 @@ def gradients(run: Run, step: int, own: list[int]) -> tuple[float, float]:
     """
     learner, recipe = run.learner, run.recipe
     total, weight = torch.zeros((), device=learner.device), 0.0
-    for places in portions(own, run.items.lengths, run.progress.budget):
+    for places in micro_batches(run, own):
         torch.manual_seed(seed_of(run.attempt.seed, step, places[0]))
         items = [run.items[place] | {"seed": seed_of(run.attempt.seed, step, place)} for place in places]
         tensors = recipe.collate(items, learner)
@@ -189,6 +188,14 @@ def gradients(run: Run, step: int, own: list[int]) -> tuple[float, float]:
         total += loss.total.detach()
         weight += loss.weight
     return float(total), weight
+
+
+def micro_batches(run: Run, own: list[int]) -> list[list[int]]:
+    """A step's items, shortest first, in parts that fit; packed ones need no padding and stay together."""
+    lengths, budget = run.items.lengths, run.progress.budget
+    if run.learner.packs:
+        return portions(own, lengths, budget)
+    return least_padded(own, lengths, budget, FIXED[run.learner.device.type])
 
 
 def make_room(run: Run, lengths: list[int], wrong: Exception | None) -> None:
@@ -223,11 +230,11 @@ def steady(run: Run, loss: float, norm: float) -> None:
         return
     run.progress.unsteady += 1
     run.events.log(
-        f"The loss of step {run.progress.step} is not a finite number; the step is skipped.", "warn"
+        f"The loss of step {run.progress.step:,} is not a finite number; the step is skipped.", "warn"
     )
     if run.progress.unsteady >= MOST_UNSTEADY:
         raise Diverged(
-            f"The loss was not a finite number {MOST_UNSTEADY} steps in a row, up to step {run.progress.step}. "
+            f"The loss was not a finite number {MOST_UNSTEADY} steps in a row, up to step {run.progress.step:,}. "
             "Try a lower learning rate, a longer warm-up, or look for broken rows."
         )
 
@@ -337,7 +344,7 @@ def save(run: Run) -> None:
     weights = checkpoint.copied(checkpoint.live_weights(run.learner))
     if not checkpoint.are_finite(weights):
         run.events.log(
-            f"Some weights are not finite numbers after step {progress.step}: no checkpoint is made of them.",
+            f"Some weights are not finite numbers after step {progress.step:,}: no checkpoint is made of them.",
             "warn",
         )
         return

@@ -93,7 +93,6 @@ def prepare(attempt: Attempt, events: Events, ranks: Ranks = ALONE) -> Run:
         items, learning, held = divided(attempt, learner, rows, more, events)
     plan = Plan(learning, [items.lengths[place] for place in learning], spec, attempt.seed)
     weights.load(recipe, learner, attempt, where, train=True)
-    learner.packs = recall(attempt.cache, "packs", architecture(attempt, learner))
     run = Run(
         attempt=attempt,
         events=events,
@@ -109,6 +108,7 @@ def prepare(attempt: Attempt, events: Events, ranks: Ranks = ALONE) -> Run:
     )
     if attempt.resume:
         pick_up(run, attempt.resume)
+    find_out_packing(run)
     if attempt.cache and ranks.first:
         prune(attempt.cache)
     ranks.require_the_same("data or weights", digest(run))
@@ -188,11 +188,19 @@ def architecture(attempt: Attempt, learner: Learner) -> str:
     return hashlib.sha256(code_of(attempt.method) + json.dumps(told).encode()).hexdigest()[:40]
 
 
-def remember_packing(run: Run) -> None:
-    """Keep for the next attempt whether batches could be packed, once that was tried."""
-    packs = run.learner.packs
-    if packs is not None and not run.progress.checkpointing:
-        keep(run.attempt.cache, "packs", architecture(run.attempt, run.learner), packs)
+def find_out_packing(run: Run) -> None:
+    """Whether batches are packed, before the first step, which is divided accordingly: as this machine has
+    found before, or by making a batch.
+    """
+    learner, cache = run.learner, run.attempt.cache
+    if learner.packs is not None:
+        return
+    known = architecture(run.attempt, learner)
+    learner.packs = recall(cache, "packs", known)
+    if learner.packs is None and len(run.items):
+        run.recipe.collate([run.items[0] | {"seed": run.attempt.seed}], learner)
+        if learner.packs is not None and run.ranks.first:
+            keep(cache, "packs", known, learner.packs)
 
 
 def pick_up(run: Run, folder: Path) -> None:
