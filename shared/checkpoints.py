@@ -17,7 +17,12 @@ from shared.tables import Checkpoint, Job, Kind
 
 def prefix(job: Job, number: int, lease_id: str, name: str) -> str:
     """Where an attempt stores a checkpoint: no two attempts share a key, so nothing is overwritten."""
-    return f"teams/{job.team_id}/jobs/{job.id}/{number}-{lease_id[-8:]}/{name}/"
+    return f"{folder(job, number, lease_id)}{name}/"
+
+
+def folder(job: Job, number: int, lease_id: str) -> str:
+    """Below which an attempt stores what it has finished."""
+    return f"teams/{job.team_id}/jobs/{job.id}/{number}-{lease_id[-8:]}/"
 
 
 def record(

@@ -15,7 +15,7 @@ from shared import base_models, checkpoints, jobs
 from shared.errors import Refused
 from shared.leases import clock
 from shared.recipe import recipes
-from shared.tables import FINAL, Checkpoint, Job, Schedule, Team
+from shared.tables import FINAL, Attempt, Checkpoint, Job, Schedule, State, Team
 
 GRACE = timedelta(days=1)  # after the job's end
 AGAIN = timedelta(days=1)  # what was in use may no longer be: another look
@@ -104,12 +104,27 @@ def pin(db: Session, checkpoint_id: str, *, on: bool) -> Checkpoint:
 
 
 def due(db: Session, limit: int) -> list[Job]:
-    """Some ended jobs to look at: first those that nobody has looked at, then those of long ago."""
+    """Some jobs to look at: ended ones that nobody has looked at, running ones of which an attempt ended long ago,
+    and those that were looked at long ago.
+    """
     at = clock(db)
     fresh = select(Job).where(col(Job.swept_at).is_(None), col(Job.finished_at) < at - GRACE)
     found = list(db.exec(fresh.order_by(col(Job.finished_at)).limit(limit)).all())
+    tried = select(Attempt.id).where(Attempt.job_id == Job.id, col(Attempt.ended_at) < at - GRACE)
+    running = select(Job).where(Job.state == State.RUNNING, col(Job.swept_at).is_(None), tried.exists())
+    found += db.exec(running.order_by(col(Job.id)).limit(limit - len(found))).all()
     seen = select(Job).where(col(Job.swept_at) < at - AGAIN)
     return found + list(db.exec(seen.order_by(col(Job.swept_at)).limit(limit - len(found))).all())
+
+
+def left_by(db: Session, job: Job) -> tuple[str, ...]:
+    """The folders of the store in which nobody works any longer: the whole job's, or those of its attempts that
+    ended long ago.
+    """
+    if job.state in FINAL:
+        return (f"teams/{job.team_id}/jobs/{job.id}/",)
+    old = select(Attempt).where(Attempt.job_id == job.id, col(Attempt.ended_at) < clock(db) - GRACE)
+    return tuple(checkpoints.folder(job, attempt.number, attempt.lease_id) for attempt in db.exec(old))
 
 
 def free(db: Session, job_id: str) -> list[Checkpoint]:

@@ -12,6 +12,7 @@ from shared.db import transaction
 from shared.recipe import Recipe, recipes, wire_name
 from shared.settings import settings
 from shared.tables import (
+    FINAL,
     Artifact,
     BaseModel,
     Checkpoint,
@@ -246,7 +247,7 @@ def predictions(db: Session, job: Job) -> list[dict[str, Any]]:
     """The first lines of a batch's output; empty before it is there or while the store is away."""
     from web.downloads import first_lines
 
-    if job.kind is not Kind.INFER or job.state is not State.SUCCEEDED:
+    if job.kind is not Kind.INFER or job.state not in FINAL:
         return []
     made = [a for a in artifacts_of(db, job) if a.form == "predictions"]
     return [predicted(line) for line in first_lines(db, made[0], PREVIEW_ROWS)] if made else []

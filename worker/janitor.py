@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 from shared import checkpoints, outbox, retention, shards, storage
 from shared.columns import now
 from shared.db import transaction
-from shared.tables import Artifact, Checkpoint, File, Job
+from shared.tables import FINAL, Artifact, Checkpoint, File, Job
 
 AT_ONCE = 20  # jobs in one sweep
 SHARDS_AT_ONCE = 1000
@@ -26,7 +26,7 @@ def tidy() -> int:
     with transaction() as db:
         outbox.forget(db, DELIVERIES_AT_ONCE)
     clear_shards()
-    sweep_ended()
+    sweep()
     empty_given_up()
     with transaction() as db:
         emptied = deleted_with_bytes(db)
@@ -39,14 +39,14 @@ def tidy() -> int:
     return len(emptied)
 
 
-def sweep_ended() -> None:
+def sweep() -> None:
     """Gives up the checkpoints of ended jobs that need not be kept, and removes what no row names."""
     with transaction() as db:
-        ended = retention.due(db, AT_ONCE)
-    for job in ended:
+        jobs = retention.due(db, AT_ONCE)
+    for job in jobs:
         with transaction() as db:
             retention.free(db, job.id)
-        if job.swept_at is None:
+        if job.swept_at is None or job.state not in FINAL:
             remove_orphans(job)
         with transaction() as db:
             retention.swept(db, job.id)
@@ -63,15 +63,15 @@ def empty_given_up() -> None:
 
 
 def remove_orphans(job: Job) -> None:
-    """Removes the objects of an ended job that no row names: a lost attempt had stored them, or was about to.
-
-    Young ones stay: somebody may be at it still. Raises storage.Away.
+    """Removes the objects of a job that no row names, where nobody works any longer: a lost attempt had stored them,
+    or was about to. Young ones stay: somebody may be at it still. Raises storage.Away.
     """
     prefix = f"teams/{job.team_id}/jobs/{job.id}/"
     with transaction() as db:
-        folders, files = named(db, job, prefix)
-    for key in orphans(storage.listed(prefix), folders, files):
-        storage.delete(key)
+        left, (folders, files) = retention.left_by(db, job), named(db, job, prefix)
+    for place in left:
+        for key in orphans(storage.listed(place), folders, files):
+            storage.delete(key)
 
 
 def named(db: Session, job: Job, prefix: str) -> tuple[tuple[str, ...], set[str]]:

@@ -15,8 +15,8 @@ from shared import base_models, checkpoints, jobs, retention, schedules, storage
 from shared.columns import now
 from shared.db import transaction
 from shared.errors import NotFound, Refused
-from shared.tables import Artifact, Checkpoint, Job, Kind, Ready, Role, State, Transition
-from tests.factories import a_checkpoint, a_dataset, a_file, a_job, a_team, a_user
+from shared.tables import Artifact, Checkpoint, Job, Kind, Outcome, Ready, Role, State, Transition
+from tests.factories import a_checkpoint, a_dataset, a_file, a_job, a_team, a_user, an_attempt
 from tests.services import until
 from tests.visitor import Visitor
 from worker import janitor
@@ -321,6 +321,29 @@ def test_what_no_row_names_is_swept_once_it_has_lain_there_for_long(team, folder
     assert before - objects(job) == {lost}
     with transaction() as db:
         assert db.get_one(Job, job.id).swept_at is not None
+
+
+def test_of_a_running_job_only_what_attempts_of_long_ago_left_is_swept(team, folder, monkeypatch):
+    with transaction() as db:
+        job = a_job(db, team, state=State.RUNNING)
+        kept = a_checkpoint(db, job, 10, folder)
+        old = an_attempt(db, job, ended_at=now() - LONG_AGO, outcome=Outcome.LOST)
+        fresh = an_attempt(db, job, ended_at=now(), outcome=Outcome.LOST)
+        at_work = an_attempt(db, job)
+    lost, late, under_way = (
+        checkpoints.folder(job, attempt.number, attempt.lease_id) + "step-000020/state/loop.json"
+        for attempt in (old, fresh, at_work)
+    )
+    for key in (lost, late, under_way):
+        storage.put_bytes(key, b"half")
+    janitor.tidy()
+    assert {lost, late, under_way} <= objects(job), "they are young"
+    with transaction() as db:
+        assert db.get_one(Job, job.id).swept_at is not None
+        db.get_one(Job, job.id).swept_at = now() - LONG_AGO
+    monkeypatch.setattr(janitor, "now", lambda: now() + LONG_AGO)  # the objects have become old
+    janitor.tidy()
+    assert objects(job) == {late, under_way, *(kept.prefix + entry["name"] for entry in kept.manifest)}
 
 
 # --- for people -------------------------------------------------------------------------------------

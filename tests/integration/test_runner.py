@@ -528,6 +528,19 @@ def test_a_cancelled_inference_keeps_its_answers_so_far(team, trained, machine):
     assert lines[-1]["error"]["code"] == "batch_cancelled" or lines[0]["error"]["code"] == "batch_cancelled"
 
 
+def test_an_inference_that_takes_too_long_keeps_its_answers_so_far(team, trained, machine):
+    job = questions(team, trained, 4000, max_tokens=32)
+    thread = in_background(machine)
+    until(lambda: again(job.id).progress.get("rows_per_second"), what="answers")
+    with transaction() as db:
+        db.get_one(Job, job.id).max_run_seconds = 0
+    thread.join(60)
+    job = again(job.id)
+    assert (job.state, job.reason_code) == (State.FAILED, "max_run_time")
+    reached = [line for line in answers(job.id)["predictions"] if "output" in line]
+    assert 0 < len(reached) == job.scores["requests"]["completed"] < 4000
+
+
 @pytest.mark.parametrize("verb", [None, jobs.pause], ids=["queued", "paused"])
 def test_an_inference_cancelled_while_it_waits_gives_the_answers_of_earlier_attempts(
     team, trained, machine, verb
