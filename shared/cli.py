@@ -84,6 +84,7 @@ def account_commands(commands: Any) -> None:
     create = command(token, "create", "accounts:create_token", "Print a new API token of a team (last line).")
     create.add_argument("--team", required=True, help="made where it is missing")
     create.add_argument("--name", default="", help="to recognise it by")
+    create.add_argument("--operator", action="store_true", help="may drain workers and set caps")
 
 
 def queue_commands(commands: Any) -> None:

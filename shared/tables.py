@@ -121,6 +121,9 @@ class ApiToken(SQLModel, table=True):
     role: Role = choice(Role)
     token_hash: str = Field(unique=True)
     shown: str = ""  # the first characters, to tell tokens apart
+    operator: bool = Field(
+        False, sa_column_kwargs={"server_default": text("false")}
+    )  # its maker's rights as one
     created_by: str | None = ref("users", nullable=True, index=False)
     created_at: datetime = moment(made=True)
     last_used_at: datetime | None = moment()

@@ -198,6 +198,8 @@ def create_token(
     role: Role | str = Role.OWNER,
     created_by: str | None = None,
     expires_at: datetime | None = None,
+    *,
+    operator: bool = False,
 ) -> tuple[ApiToken, str]:
     """A new token of a team (row or id) and its secret, which is shown this once."""
     secret = _with_checksum(TOKEN_PREFIX + "".join(secrets.choice(BASE62) for _ in range(30)))
@@ -205,6 +207,7 @@ def create_token(
         team_id=team if isinstance(team, str) else team.id,
         name=name.strip()[:80],
         role=Role(role),
+        operator=operator,
         token_hash=digest(secret),
         shown=secret[: len(TOKEN_PREFIX) + 4],
         created_by=created_by,
@@ -216,21 +219,21 @@ def create_token(
 
 
 def token(db: Session, secret: str) -> Caller | None:
-    """The caller that a token stands for; None where it is unknown, ended or its maker has left. An owner's token
-    that an operator has made is an operator's.
+    """The caller that a token stands for; None where it is unknown, ended or its maker has left. It is an
+    operator's if it was made so, for as long as its maker is one.
     """
     if not well_formed(secret):
         return None
     row = db.exec(select(ApiToken).where(ApiToken.token_hash == digest(secret))).first()
     if row is None or row.revoked_at or (row.expires_at and row.expires_at <= now()):
         return None
-    role, operator = row.role, False
+    role, operator = row.role, row.operator
     if row.created_by is not None:
         maker = db.get(Membership, (row.team_id, row.created_by))
         if maker is None:
             return None
         role = min(row.role, maker.role, key=RANK.__getitem__)
-        operator = role is Role.OWNER and db.get_one(User, row.created_by).operator
+        operator = row.operator and db.get_one(User, row.created_by).operator
     _note_use(db, row)
     return Caller(team_id=row.team_id, role=role, token_id=row.id, operator=operator)
 

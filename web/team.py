@@ -154,6 +154,7 @@ def create_token() -> str | tuple[str, int]:
                 chosen_role(form.get("role", "")),
                 created_by=g.caller.user_id,
                 expires_at=until,
+                operator="operator" in form and g.caller.operator,
             )
     except Refused as refused:
         return team_page(wrong={f"token_{refused.param}": refused.message}), 422
@@ -178,6 +179,7 @@ def team_page(*, wrong: dict | None = None, invitation: str = "", reset: str = "
             invitations=links.invitations(db, g.caller.team_id) if owner else [],
             tokens=teams.tokens(db, g.caller.team_id) if owner else [],
             owner=owner,
+            operator=g.caller.operator,
             team=(team := db.get_one(Team, g.caller.team_id)),
             keeping={"rule": retention.rule(team.keep_best), **checkpoints.stored_by(db, team.id)},
             roles=[(role.value, role.value) for role in Role],

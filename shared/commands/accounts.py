@@ -32,12 +32,12 @@ def create_token(arguments: argparse.Namespace) -> None:
 
     aim()
     with transaction() as db:
-        secret = token_of(db, arguments.team, arguments.name)
+        secret = token_of(db, arguments.team, arguments.name, operator=arguments.operator)
     print(f"A token of «{arguments.team}» with an owner's rights; it is shown this once:")
     print(secret)
 
 
-def token_of(db: "Session", team: str, name: str) -> str:
+def token_of(db: "Session", team: str, name: str, *, operator: bool = False) -> str:
     """A new token of that team, which is made where it is missing."""
     from sqlmodel import select
 
@@ -45,4 +45,4 @@ def token_of(db: "Session", team: str, name: str) -> str:
     from shared.tables import Role, Team
 
     row = db.exec(select(Team).where(Team.name == team.strip())).first() or teams.create_team(db, team)
-    return teams.create_token(db, row, name, Role.OWNER)[1]
+    return teams.create_token(db, row, name, Role.OWNER, operator=operator)[1]

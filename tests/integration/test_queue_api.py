@@ -1,5 +1,6 @@
 """The queue for programs: shares, caps, workers and their drains."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -15,13 +16,38 @@ from tests.visitor import Api, Visitor, error_of
 
 @pytest.fixture
 def operator(app):
-    """A client with an owner's token that an operator has made."""
+    """A client with an operator's token."""
     with transaction() as db:
         team = a_team(db, "Operations")
         person = a_user(db, team, Role.OWNER)
         person.operator = True
         db.flush()
-        return Api(app, teams.create_token(db, team, "ops", Role.OWNER, created_by=person.id)[1])
+        return Api(
+            app, teams.create_token(db, team, "ops", Role.OWNER, created_by=person.id, operator=True)[1]
+        )
+
+
+def test_a_token_that_an_operator_makes_is_an_operators_only_where_it_is_said(app):
+    with transaction() as db:
+        person = a_user(db, a_team(db, "Operations"), Role.OWNER)
+        person.operator = True
+    visitor = Visitor(app, person)
+    for said, status in (({}, 403), ({"operator": "on"}, 200)):
+        page = visitor.post("/team/tokens", name="ops", role="owner", days="30", **said).text
+        secret = re.search(r"burnish_[0-9A-Za-z]+", page)
+        assert secret is not None
+        Api(app, secret[0]).post("/caps", status, json={"compute": 5})
+
+
+def test_who_is_no_operator_makes_no_operators_token(app):
+    with transaction() as db:
+        person = a_user(db, a_team(db, "Plain"), Role.OWNER)
+    visitor = Visitor(app, person)
+    page = visitor.post("/team/tokens", name="x", role="owner", days="30", operator="on").text
+    secret = re.search(r"burnish_[0-9A-Za-z]+", page)
+    assert secret is not None
+    Api(app, secret[0]).post("/caps", 403, json={"compute": 5})
+    assert "for every team" not in visitor.get("/team").text
 
 
 def test_a_team_reads_its_share_and_an_operator_every_teams(alpha, operator):
