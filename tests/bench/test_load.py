@@ -28,9 +28,9 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
 
 PAGE = "queue.md"
 UPLOADS = 60
-SUBMITTERS, SUBMITTING_SECONDS = 8, 15
-WORKERS, BEATING_SECONDS, BEATERS = 10_000, 20, 12
-BROWSERS, FOLLOWING_SECONDS, EVENTS_A_SECOND = 500, 30, 4
+AHEAD, SUBMITTERS, SUBMITTING_SECONDS = (0, 1_000, 10_000), 8, 10
+WORKERS, BEATING_SECONDS, BEATERS = (100, 1_000, 10_000), 10, 12
+BROWSERS, FOLLOWING_SECONDS, EVENTS_A_SECOND = (50, 200, 500), 15, 4
 
 
 def test_from_submit_to_claim_on_an_idle_worker(live):
@@ -68,6 +68,25 @@ def test_submissions_through_the_web(live):
         for worker in workers.alive(db):
             workers.drain(db, worker.id)
         order = {"model": a_base_model(db).id, "training_file": a_dataset(db, team).file_id}
+    rows = [submitted(live, order, ahead) for ahead in AHEAD]
+    with transaction() as db:
+        for worker in workers.alive(db):
+            workers.undrain(db, worker.id)
+    sections.write(
+        PAGE,
+        "Submissions through the web",
+        f"{SUBMITTERS} clients at once for {SUBMITTING_SECONDS} s, one web process; every answer tells the job's place in the"
+        " queue.\n\n| queued before | submissions a second | p50 ms | p95 ms |\n|--:|--:|--:|--:|\n"
+        + "\n".join(rows),
+    )
+
+
+def submitted(live, order, ahead):
+    """The table's row for submissions behind so many jobs."""
+    with live.client("bench") as api, transaction() as db:
+        first = api.post("/v1/fine_tuning/jobs", json=order).raise_for_status().json()["id"]
+        copies(db, "jobs", first, {"id": "'ftjob-' || n", "idempotency_key": "NULL"}, 1, ahead)
+        db.connection().execute(text("ANALYZE jobs"))
     taken: list[float] = []
     ends = time.monotonic() + SUBMITTING_SECONDS
 
@@ -81,19 +100,9 @@ def test_submissions_through_the_web(live):
     with ThreadPoolExecutor(SUBMITTERS) as pool:
         list(pool.map(submit, range(SUBMITTERS)))
     with transaction() as db:
-        db.connection().execute(
-            text("UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE state = 'queued'")
-        )
-        for worker in workers.alive(db):
-            workers.undrain(db, worker.id)
+        db.connection().execute(text("DELETE FROM jobs WHERE state = 'queued'"))
     p50, p95 = (sections.percentile(taken, share) * 1000 for share in (0.5, 0.95))
-    sections.write(
-        PAGE,
-        "Submissions through the web",
-        f"{SUBMITTERS} clients at once for {SUBMITTING_SECONDS} s, one web process; the queue grows to {len(taken):,} jobs, and"
-        " every answer tells the job's place in it.\n\n"
-        f"| submissions a second | p50 ms | p95 ms |\n|--:|--:|--:|\n| {len(taken) / SUBMITTING_SECONDS:.0f} | {p50:.0f} | {p95:.0f} |",
-    )
+    return f"| {ahead:,} | {len(taken) / SUBMITTING_SECONDS:.0f} | {p50:.0f} | {p95:.0f} |"
 
 
 @pytest.mark.usefixtures("clean")
@@ -104,25 +113,27 @@ def test_heartbeats_of_many_workers():
         job = a_job(db, team, Kind.EXPORT, state=State.RUNNING)
         attempt = an_attempt(db, job, first, slots=["light"])
         job.attempt_id = attempt.id
-        db.flush()
-        copies(db, "workers", first.id, {"id": "'worker-' || n"})
-        copies(db, "jobs", job.id, {"id": "'export-' || n", "attempt_id": "'attempt-' || n"})
-        copies(
-            db, "attempts", attempt.id,
-            {"id": "'attempt-' || n", "job_id": "'export-' || n", "worker_id": "'worker-' || n", "lease_id": "'lease-' || n"},
-        )  # fmt: skip
-    with transaction() as db:
-        db.connection().execute(text("ANALYZE workers, attempts, jobs"))
-    rows = [
-        f"| {what} | {rate:,.0f} | {p50:.1f} | {p99:.1f} |"
-        for what, rate, p50, p99 in map(beaten, (BEAT, RENEW))
-    ]
+    rows, known = [], 0
+    for count in WORKERS:
+        with transaction() as db:
+            more = known + 1, count
+            copies(db, "workers", first.id, {"id": "'worker-' || n"}, *more)
+            copies(db, "jobs", job.id, {"id": "'export-' || n", "attempt_id": "'attempt-' || n"}, *more)
+            copies(
+                db, "attempts", attempt.id,
+                {"id": "'attempt-' || n", "job_id": "'export-' || n", "worker_id": "'worker-' || n", "lease_id": "'lease-' || n"},
+                *more,
+            )  # fmt: skip
+        with transaction() as db:
+            db.connection().execute(text("ANALYZE workers, attempts, jobs"))
+        rows += [beaten(what, count) for what in (BEAT, RENEW)]
+        known = count
     sections.write(
         PAGE,
         "Heartbeats",
-        f"{WORKERS:,} workers, each with a running attempt, in one Postgres; {BEATERS} clients beat for them as fast as they can"
-        f" for {BEATING_SECONDS} s. Every 10 s, as by default, they need {WORKERS / 10:,.0f} of each a second; clients and Postgres"
-        f" share {os.cpu_count()} cores.\n\n| | a second | p50 ms | p99 ms |\n|---|--:|--:|--:|\n"
+        f"Workers, each with a running attempt, in one Postgres; {BEATERS} clients beat for them as fast as they can for"
+        f" {BEATING_SECONDS} s; clients and Postgres share {os.cpu_count()} cores. A beat every 10 s is what is needed by default."
+        "\n\n| | workers | needed a second | a second | p50 ms | p99 ms |\n|---|--:|--:|--:|--:|--:|\n"
         + "\n".join(rows),
     )
 
@@ -131,39 +142,54 @@ BEAT = ("a worker's sign of life", lambda db, n: workers.beat(db, f"worker-{n}")
 RENEW = ("renewal of a lease", lambda db, n: jobs.renew(db, f"lease-{n}"))
 
 
-def copies(db, table, row_id, changed):
-    """10,000 rows like that one."""
+def copies(db, table, row_id, changed, first, last):
+    """Rows like that one, numbered from `first` to `last`."""
     names = list(SQLModel.metadata.tables[table].columns.keys())
     chosen = ", ".join(changed.get(name, name) for name in names)
-    many = f"INSERT INTO {table} ({', '.join(names)}) SELECT {chosen} FROM {table}, generate_series(1, {WORKERS}) n WHERE id = :id"
+    many = f"INSERT INTO {table} ({', '.join(names)}) SELECT {chosen} FROM {table}, generate_series({first}, {last}) n WHERE id = :id"
     db.connection().execute(text(many), {"id": row_id})
 
 
-def beaten(what):
-    """(what, how many a second, p50 and p99 in ms)."""
+def beaten(what, count):
+    """The table's row for so many workers."""
     title, beat = what
     taken: list[float] = []
     ends = time.monotonic() + BEATING_SECONDS
 
     def work(number):
-        n = 1 + number * (WORKERS // BEATERS)
+        n = 1 + number * (count // BEATERS)
         while time.monotonic() < ends:
             started = time.perf_counter()
             with transaction() as db:
                 assert beat(db, n)
             taken.append(time.perf_counter() - started)
-            n = 1 + n % WORKERS
+            n = 1 + n % count
 
     with ThreadPoolExecutor(BEATERS) as pool:
         list(pool.map(work, range(BEATERS)))
     p50, p99 = (sections.percentile(taken, share) * 1000 for share in (0.5, 0.99))
-    return title, len(taken) / BEATING_SECONDS, p50, p99
+    rate = len(taken) / BEATING_SECONDS
+    return f"| {title} | {count:,} | {count / 10:,.0f} | {rate:,.0f} | {p50:.1f} | {p99:.1f} |"
 
 
 # --- live pages -------------------------------------------------------------------------------------
 
 
 def test_many_browsers_follow_one_job(live):
+    rows = [followed(live, browsers) for browsers in BROWSERS]
+    sections.write(
+        PAGE,
+        "Browsers that follow one job",
+        f"Streams of one job on one web process, {EVENTS_A_SECOND} events a second for {FOLLOWING_SECONDS} s, each heard"
+        " by all; from the event's commit to its arrival. The browsers are sockets in the benchmark's own process, on the same"
+        f" {os.cpu_count()} cores.\n\n"
+        "| browsers | events heard | p50 s | p95 s | worst s | memory before MiB | with the browsers MiB | CPU of the web |\n"
+        "|--:|--:|--:|--:|--:|--:|--:|--:|\n" + "\n".join(rows),
+    )
+
+
+def followed(live, browsers):
+    """The table's row for so many browsers."""
     with transaction() as db:
         team = a_team(db, f"browsers {time.time()}")
         job = a_job(db, team, Kind.EXPORT, state=State.RUNNING, stage="packaging")
@@ -175,8 +201,8 @@ def test_many_browsers_follow_one_job(live):
     web = worker_of(live.pid("web"))
     before = memory(web)
     crowd = Crowd(live.url, f"/jobs/{job.id}/events?after=0", cookie)
-    crowd.open(BROWSERS)
-    until(lambda: crowd.streams >= BROWSERS, 90, "every browser follows")
+    crowd.open(browsers)
+    until(lambda: crowd.streams >= browsers, 90, "every browser follows")
     with_browsers = memory(web)
     busy = cpu(web)
     started = time.monotonic()
@@ -190,21 +216,14 @@ def test_many_browsers_follow_one_job(live):
             )
         time.sleep(max(0, started + seq / EVENTS_A_SECOND - time.monotonic()))
     share = (cpu(web) - busy) / (time.monotonic() - started)
-    wanted = BROWSERS * FOLLOWING_SECONDS * EVENTS_A_SECOND
+    wanted = browsers * FOLLOWING_SECONDS * EVENTS_A_SECOND
     until(lambda: len(crowd.lags) >= wanted, 30, "every browser has heard everything")
     crowd.close()
     p50, p95 = (sections.percentile(crowd.lags, part) for part in (0.5, 0.95))
     mib = 1 / 1024
-    sections.write(
-        PAGE,
-        "Browsers that follow one job",
-        f"{BROWSERS} streams of one job on one web process, {EVENTS_A_SECOND} events a second for {FOLLOWING_SECONDS} s, each heard"
-        " by all; from the event's commit to its arrival. The browsers are sockets in the benchmark's own process, on the same"
-        f" {os.cpu_count()} cores.\n\n"
-        "| events heard | p50 s | p95 s | worst s | memory before MiB | with the browsers MiB | CPU of the web |\n"
-        "|--:|--:|--:|--:|--:|--:|--:|\n"
-        f"| {len(crowd.lags):,} | {p50:.2f} | {p95:.2f} | {max(crowd.lags):.2f} | {before * mib:.0f} | {with_browsers * mib:.0f}"
-        f" | {100 * share:.0f} % |",
+    return (
+        f"| {browsers} | {len(crowd.lags):,} | {p50:.2f} | {p95:.2f} | {max(crowd.lags):.2f} | {before * mib:.0f}"
+        f" | {with_browsers * mib:.0f} | {100 * share:.0f} % |"
     )
 
 
