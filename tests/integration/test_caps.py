@@ -138,7 +138,7 @@ def test_a_wide_job_that_waited_for_long_has_slots_kept_free_on_the_roomiest_wor
     (wide,) = queued(db, team, resources={"processes": 3})
     small = queued(db, team, 4)
     assert claims(db, roomy, most=1) == [small[0].id]  # it has not waited for long yet
-    wide.created_at -= timedelta(seconds=ranking.PATIENCE_SECONDS + 1)
+    wide.created_at -= timedelta(seconds=2 * ranking.PATIENCE_SECONDS)
     wide.rank_at -= timedelta(hours=1)
     db.flush()
     assert claims(db, roomy) == []
