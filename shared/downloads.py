@@ -102,7 +102,7 @@ class Sink(RawIOBase):
 
 def signed(what: list) -> str:
     """The address under /download/ that carries `what`."""
-    return f"{settings().public_url.rstrip('/')}/download/{signer().dumps(what)}"
+    return f"{settings().public_url}/download/{signer().dumps(what)}"
 
 
 def signer() -> URLSafeTimedSerializer:

@@ -72,7 +72,7 @@ def called(job: Job) -> str:
 
 def text(db: Session, job: Job, occasion: Occasion) -> str:
     """What has happened, why and what to do, the page, and why the reader gets this."""
-    home = settings().public_url.rstrip("/")
+    home = settings().public_url
     team = db.get_one(Team, job.team_id).name
     told = [f"The {KINDS[job.kind]} «{called(job)}» of the team «{team}» {HAPPENED[occasion]}."]
     if occasion == Occasion.FAILED:

@@ -131,12 +131,12 @@ def facts(job: Job) -> dict[str, str | None]:
 
 def page(job_id: str) -> str:
     """The address of a job's page."""
-    return f"{settings().public_url.rstrip('/')}/jobs/{job_id}"
+    return f"{settings().public_url}/jobs/{job_id}"
 
 
 def try_out(db: Session, webhook: Webhook) -> Delivery:
     """A message that tells of nothing, to see whether it arrives; also while the webhook is off."""
-    delivery = message(db, webhook, "burnish.test", {"x_page": f"{settings().public_url.rstrip('/')}/jobs"})
+    delivery = message(db, webhook, "burnish.test", {"x_page": f"{settings().public_url}/jobs"})
     db.add(delivery)
     db.flush()
     return delivery

@@ -69,9 +69,8 @@ def celery() -> Celery:
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_pool="threads",
-        worker_concurrency=settings().compute_slots
-        + settings().light_slots
-        + 3,  # for sweep, tick and deliver
+        # three for sweep, tick and deliver
+        worker_concurrency=settings().compute_slots + settings().light_slots + 3,
         worker_enable_remote_control=False,
         worker_send_task_events=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,

@@ -9,7 +9,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 GIB = 1024**3
@@ -71,6 +71,12 @@ class Settings(BaseSettings):
     session_hours: float = Field(24 * 7, gt=0, description="Longest time signed in.")
     download_minutes: float = Field(15, gt=0, description="How long a download link is good.")
     allow_hub: bool = Field(False, description="Base models may be fetched from a hub by id.")
+
+    @field_validator("public_url")
+    @classmethod
+    def without_last_slash(cls, given: str) -> str:
+        """Paths are put behind it, each with its own slash."""
+        return given.rstrip("/")
 
     @model_validator(mode="after")
     def lease_outlives_heartbeats(self) -> "Settings":

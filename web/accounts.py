@@ -226,4 +226,4 @@ def public_link(endpoint: str, token: str) -> str:
     """The address of a single-use link as people reach it."""
     with current_app.test_request_context():
         path = url_for(endpoint, token=token)
-    return settings().public_url.rstrip("/") + path
+    return settings().public_url + path

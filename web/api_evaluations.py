@@ -138,7 +138,7 @@ def comparisons(db: Session, rows: Sequence[Job]) -> dict[str, shapes.Comparison
     members: dict[str, list[str]] = {}
     for job_id, comparison in db.exec(mine.order_by(col(Job.id))) if ids else ():
         members.setdefault(comparison, []).append(job_id)
-    page = f"{settings().public_url.rstrip('/')}/evaluations/compare?comparison="
+    page = f"{settings().public_url}/evaluations/compare?comparison="
     return {
         comparison: shapes.Comparison(id=comparison, evaluations=found, x_page=page + comparison)
         for comparison, found in members.items()

@@ -355,4 +355,4 @@ def failure(job: Job) -> shapes.JobError | None:
 
 def page(job: Job) -> str:
     """Address of the job's page."""
-    return f"{settings().public_url.rstrip('/')}/jobs/{job.id}"
+    return f"{settings().public_url}/jobs/{job.id}"

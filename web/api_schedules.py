@@ -130,7 +130,7 @@ def shape(schedule: Schedule) -> shapes.Schedule:
         suffix=order.get("name") or None,
         seed=order.get("seed"),
         x_resources={"processes": order.get("processes") or 1} | (order.get("needs") or {}),
-        x_page=f"{settings().public_url.rstrip('/')}/schedules/{schedule.id}",
+        x_page=f"{settings().public_url}/schedules/{schedule.id}",
     )
 
 

@@ -69,7 +69,7 @@ def show() -> str:
         body=body,
         answer=answer,
         recipes=[(recipes.wire_name(recipe), recipe) for recipe in recipes.recipes().values()],
-        address=settings().public_url.rstrip("/") + "/v1",
+        address=settings().public_url + "/v1",
     )
 
 
@@ -88,7 +88,7 @@ def document() -> dict[str, Any]:
             "description": "Fine-tuning in OpenAI's shape: its client libraries work with `base_url` set to this "
             "server. What OpenAI does not have begins with `x_`.",
         },
-        "servers": [{"url": settings().public_url.rstrip("/")}],
+        "servers": [{"url": settings().public_url}],
         "security": [{"token": []}],
         "paths": paths,
         "components": {

@@ -347,7 +347,7 @@ def curl(path: str, body: dict[str, Any]) -> str:
     """The command that posts this body, without what is None."""
     told = json.dumps({k: v for k, v in body.items() if v is not None}, indent=2, ensure_ascii=False)
     return (
-        f"curl {settings().public_url.rstrip('/')}/v1/{path} \\\n"
+        f"curl {settings().public_url}/v1/{path} \\\n"
         '  -H "Authorization: Bearer $BURNISH_TOKEN" -H "Content-Type: application/json" \\\n'
         "  -d @- <<'JSON'\n" + told + "\nJSON"
     )

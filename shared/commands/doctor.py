@@ -157,7 +157,7 @@ def web() -> Fact:
     """Whether it says that it is well."""
     import httpx
 
-    url = settings().public_url.rstrip("/")
+    url = settings().public_url
     said = httpx.get(f"{url}/health", timeout=5, trust_env=not url.startswith("http://127.0.0.1"))
     said.raise_for_status()
     return Fact("web", f"well at {url}")
