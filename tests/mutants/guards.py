@@ -5,6 +5,7 @@ must notice. `python -m tests.mutants` tries them.
 from dataclasses import dataclass
 
 JOBS = "tests/integration/test_jobs.py::"
+BUDGETS = "tests/integration/test_budgets.py::"
 ZYGOTE = "tests/unit/test_zygote.py::"
 QUEUE = "tests/integration/test_queue.py::"
 CAPS = "tests/integration/test_caps.py::"
@@ -340,7 +341,7 @@ GUARDS = [
         "shared/budgets.py",
         "    if len(crashed) >= most:",
         "    if len(crashed) > 10**6:",
-        (JOBS + "test_three_crashes_without_getting_on_end_the_job",),
+        (BUDGETS + "test_three_crashes_without_getting_on_end_the_job",),
     ),
     Guard(
         "seed of each step",
