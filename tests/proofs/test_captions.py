@@ -21,6 +21,7 @@ from shared.recipe import get
 from tests.attempts import checkpoints, events, run_here, write_attempt
 from tests.generators import asked, reopened
 from tests.imports import imported, zipped
+from tests.proofs.conftest import Found
 
 pytestmark = pytest.mark.slow
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -90,7 +91,7 @@ def drawn(folder: Path, pixels: np.ndarray, shown: list[Pair], wanted: list[Pair
     return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
 
 
-def test_words_that_were_never_together_are_drawn_together(tmp_path: Path):
+def test_words_that_were_never_together_are_drawn_together(tmp_path: Path, found: Found):
     pixels, shown = coloured()
     half = len(shown) // 2
     trusted = agreement(Judge(pixels[:half], shown[:half]).named(pixels[half:]), shown[half:])
@@ -100,7 +101,7 @@ def test_words_that_were_never_together_are_drawn_together(tmp_path: Path):
     named = Judge(pixels, shown).named(made)
     chance = agreement(random.Random(0).sample(named, len(named)), wanted)
     reached = agreement(named, wanted)
-    print(
+    found(
         f"both words as asked: {reached:.3f} of {len(wanted)}, real pictures {trusted:.3f}; chance {chance:.3f}"
     )
     assert reached >= 0.6

@@ -10,6 +10,7 @@ import pytest
 from shared import presets
 from shared.recipe import get
 from tests.attempts import events, parquet, run_here, write_attempt
+from tests.proofs.conftest import Found
 from tests.proofs.texts import beginning
 from tests.proofs.trigram import trigram
 
@@ -19,7 +20,7 @@ SEED = 7
 
 
 @pytest.mark.parametrize("architecture", ["gpt", "llama", "lstm"])
-def test_it_needs_fewer_bits_than_a_trigram(tmp_path: Path, architecture: str):
+def test_it_needs_fewer_bits_than_a_trigram(tmp_path: Path, architecture: str, found: Found):
     rows = [{"text": line} for line in beginning(CHARACTERS)]
     attempt = write_attempt(
         tmp_path / "attempt",
@@ -36,6 +37,6 @@ def test_it_needs_fewer_bits_than_a_trigram(tmp_path: Path, architecture: str):
     baseline = trigram(*("".join(rows[place]["text"] for place in part) for part in parts))
     judged = events(attempt, "eval")
     reached = judged[-1]["data"]["metrics"]["bits_per_character"]
-    print(f"{architecture}-tiny: {reached:.3f} bits per character; trigram: {baseline:.3f}")
+    found(f"{architecture}-tiny: {reached:.3f} bits per character; trigram: {baseline:.3f}")
     assert judged[0]["data"]["metrics"]["bits_per_character"] > baseline
     assert reached < baseline

@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 
 from tests.attempts import events, parquet, run_here, write_attempt
+from tests.proofs.conftest import Found
 from tests.proofs.minilm import minilm
 from tests.proofs.texts import VERSE
 
@@ -43,7 +44,7 @@ def verses() -> dict[str, list[str]]:
     return {name: [books[name][n * len(books[name]) // wanted] for n in range(wanted)] for name in longest}
 
 
-def test_books_are_told_apart_as_well_as_by_words(tmp_path: Path):
+def test_books_are_told_apart_as_well_as_by_words(tmp_path: Path, found: Found):
     learned: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
     for label, texts in verses().items():
@@ -66,7 +67,7 @@ def test_books_are_told_apart_as_well_as_by_words(tmp_path: Path):
     )
     assert run_here(attempt) == 0, events(attempt, "error")
     reached = events(attempt, "eval")[-1]["data"]["metrics"]["f1"]
-    print(
+    found(
         f"macro F1: TF-IDF with logistic regression {baseline:.3f}, MiniLM {reached:.3f}, {len(learned)} rows"
     )
     assert reached >= baseline - CLOSE

@@ -27,6 +27,7 @@ from shared.recipes.code import LINE, NEAR, Code, Gap, chosen, near
 from tests.attempts import checkpoints, events, run_here, write_attempt
 from tests.generators import reopened
 from tests.imports import imported, zipped
+from tests.proofs.conftest import Found
 from tests.proofs.trigram import trigram
 
 pytestmark = pytest.mark.slow
@@ -120,11 +121,11 @@ def untrained(learner: Learner) -> Learner:
     return replace(fresh, model=CODE.build_model(fresh).eval())
 
 
-def test_it_completes_code_that_it_has_never_seen(tmp_path: Path):
+def test_it_completes_code_that_it_has_never_seen(tmp_path: Path, found: Found):
     learner, learned, held = trained(tmp_path)
     baseline = trigram(*("".join(row["content"] for row in rows) for rows in (learned, held)))
     reached = bits(learner, held)
-    print(f"{reached:.3f} bits per character; trigram: {baseline:.3f}")
+    found(f"{reached:.3f} bits per character; trigram: {baseline:.3f}")
 
     holes, others = Holes(held, GAPS), Holes(learned, 2 * GAPS).gaps
     ends = [gap.line for gap in random.Random(SEED).sample(others, len(holes.gaps))]
@@ -136,14 +137,15 @@ def test_it_completes_code_that_it_has_never_seen(tmp_path: Path):
         "random ends": holes.valid(ends),
         "nothing": holes.valid([""] * len(holes.gaps)),
     }
-    print(f"valid of {len(holes.gaps)}:", ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
+    valid = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+    found(f"valid of {len(holes.gaps)}: {valid}")
 
     gaps = [gap._replace(before=gap.before[-SEEN:]) for gap in holes.gaps]
     own = [near(gap)["suffix"] for gap in gaps]
     with_it, without, with_other = (
         middles(learner, gaps, suffixes) for suffixes in (own, None, own[1:] + own[:1])
     )
-    print(f"loss on middles: with suffix {with_it:.3f}, without {without:.3f}, with another {with_other:.3f}")
+    found(f"loss on middles: with suffix {with_it:.3f}, without {without:.3f}, with another {with_other:.3f}")
     assert reached < baseline
     assert min(shares["filled in"], shares["completed"]) > max(
         shares["untrained"], shares["random ends"], shares["nothing"]

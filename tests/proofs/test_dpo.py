@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.attempts import events, parquet, run_here
+from tests.proofs.conftest import Found
 from tests.proofs.smollm2 import attempt, exchanges
 
 pytestmark = pytest.mark.slow
 LEARNED, HELD_OUT = 192, 60
 
 
-def test_the_fitting_answer_to_held_out_questions_is_preferred(tmp_path: Path):
+def test_the_fitting_answer_to_held_out_questions_is_preferred(tmp_path: Path, found: Found):
     talks = exchanges()
     held, learned = (
         [
@@ -29,6 +30,6 @@ def test_the_fitting_answer_to_held_out_questions_is_preferred(tmp_path: Path):
     folder = attempt(tmp_path, "dpo", {"epochs": 2}, train, valid)
     assert run_here(folder) == 0, events(folder, "error")
     base, tuned = (event["data"]["metrics"] for event in events(folder, "eval"))
-    print(f"preference accuracy: base {base['accuracy']:.3f}, tuned {tuned['accuracy']:.3f}")
+    found(f"preference accuracy: base {base['accuracy']:.3f}, tuned {tuned['accuracy']:.3f}")
     assert base["accuracy"] == 0.5, "an adapter that has learned nothing ties every pair"
     assert tuned["accuracy"] >= 0.8

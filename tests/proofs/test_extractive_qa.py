@@ -12,6 +12,7 @@ import pytest
 
 from shared.learning.answers import f1
 from tests.attempts import checkpoints, events, parquet, predictions, run_here, write_attempt
+from tests.proofs.conftest import Found
 from tests.proofs.minilm import minilm
 from tests.proofs.questions import Row, questions
 
@@ -56,7 +57,7 @@ def answered(folder: Path, model: Path, rows: list[Row]) -> list[str]:
     return [answer["output"]["answer"] for answer in predictions(attempt)]
 
 
-def test_held_out_questions_are_answered(tmp_path: Path):
+def test_held_out_questions_are_answered(tmp_path: Path, found: Found):
     learned, held = questions(0, LEARNED, HELD_OUT)
     attempt = write_attempt(
         tmp_path / "attempt",
@@ -73,7 +74,7 @@ def test_held_out_questions_are_answered(tmp_path: Path):
     silent = [not answer for answer, row in zip(answers, held, strict=True) if not row["answers"]["text"]]
     spoke = [bool(answer) for answer, row in zip(answers, held, strict=True) if row["answers"]["text"]]
     no_answer, some_answer = sum(silent) / len(silent), sum(spoke) / len(spoke)
-    print(
+    found(
         f"{len(learned)} questions learned, {len(held)} held out: F1 {reached:.3f}, constant place {place:.3f},"
         f" question unread {blind:.3f}; no answer where there is none {no_answer:.3f} of {len(silent)}, an answer"
         f" where there is one {some_answer:.3f} of {len(spoke)}"

@@ -12,6 +12,7 @@ import pytest
 from shared import presets
 from shared.recipe import get
 from tests.attempts import checkpoints, events, parquet, run_here, write_attempt
+from tests.proofs.conftest import Found
 from tests.proofs.texts import beginning
 
 pytestmark = pytest.mark.slow
@@ -19,7 +20,7 @@ CHARACTERS = 600_000
 SEED = 7
 
 
-def test_it_names_more_hidden_tokens_than_the_most_frequent_one_would(tmp_path: Path):
+def test_it_names_more_hidden_tokens_than_the_most_frequent_one_would(tmp_path: Path, found: Found):
     from transformers import AutoTokenizer
 
     rows = [{"text": line} for line in beginning(CHARACTERS)]
@@ -40,5 +41,5 @@ def test_it_names_more_hidden_tokens_than_the_most_frequent_one_would(tmp_path: 
     tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     baseline = Counter(tokens).most_common(1)[0][1] / len(tokens)
     reached = events(attempt, "eval")[-1]["data"]["metrics"]["masked_accuracy"]
-    print(f"bert-tiny: {reached:.3f} of the hidden tokens; the most frequent token: {baseline:.3f}")
+    found(f"bert-tiny: {reached:.3f} of the hidden tokens; the most frequent token: {baseline:.3f}")
     assert reached >= 1.5 * baseline

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.attempts import checkpoints, events, parquet, predictions, run_here, write_attempt
+from tests.proofs.conftest import Found
 
 pytestmark = pytest.mark.slow
 LEARNED, HELD_OUT = 3500, 500
@@ -71,7 +72,7 @@ def answered(folder: Path, model: Path, words: list[str]) -> list[str]:
     return [answer["output"]["text"] for answer in predictions(attempt)]
 
 
-def test_unseen_verbs_are_brought_to_their_base_form(tmp_path: Path):
+def test_unseen_verbs_are_brought_to_their_base_form(tmp_path: Path, found: Found):
     pairs = verbs()
     held, learned = pairs[:HELD_OUT], pairs[HELD_OUT:][:LEARNED]
     attempt = write_attempt(
@@ -90,6 +91,6 @@ def test_unseen_verbs_are_brought_to_their_base_form(tmp_path: Path):
     copied = sum(word == base for word, base in held) / len(held)
     rules = [by_last_letters(learned, held, letters) for letters in range(MOST_LETTERS + 1)]
     told = ", ".join(f"{n} letters {rule:.3f}" for n, rule in enumerate(rules))
-    print(f"exact match: copying {copied:.3f}, most frequent change by the last {told}; learned {exact:.3f}")
+    found(f"exact match: copying {copied:.3f}, most frequent change by the last {told}; learned {exact:.3f}")
     assert exact >= 0.9
     assert exact > max(copied, *rules)

@@ -18,6 +18,7 @@ from shared import presets
 from shared.learning import sound
 from tests.attempts import checkpoints, events, parquet, run_here, write_attempt
 from tests.generators import asked, reopened
+from tests.proofs.conftest import Found
 
 pytestmark = pytest.mark.slow
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -52,7 +53,7 @@ def heard(content: bytes) -> np.ndarray:
     return np.asarray(sound.spectrogram(values, sound.Layout(RATE, FRAMES))).ravel() / 255.0
 
 
-def test_words_are_spoken_as_asked(tmp_path: Path):
+def test_words_are_spoken_as_asked(tmp_path: Path, found: Found):
     said = spoken(tmp_path)
     learned, fresh = said[len(said) // 10 :], said[: len(said) // 10]
     judge = SVC(C=10).fit([heard(content) for _, content in learned], [word for word, _ in learned])
@@ -71,5 +72,5 @@ def test_words_are_spoken_as_asked(tmp_path: Path):
     inputs = [{"label": word, "seed": seed} for seed, word in enumerate(words)]
     made = asked(reopened(checkpoints(attempt)[-1] / "servable", "text_to_audio"), "text_to_audio", inputs)
     named = float(np.mean(judge.predict([heard(content) for content in made]) == np.array(words)))
-    print(f"named as asked: {named:.3f} of {len(words)}, real words {trusted:.3f}; chance {1 / len(WORDS)}")
+    found(f"named as asked: {named:.3f} of {len(words)}, real words {trusted:.3f}; chance {1 / len(WORDS)}")
     assert named >= 0.8

@@ -17,13 +17,14 @@ from shared import presets
 from shared.learning.pictures import png
 from tests.attempts import checkpoints, events, parquet, run_here, write_attempt
 from tests.generators import asked, reopened
+from tests.proofs.conftest import Found
 
 pytestmark = pytest.mark.slow
 EACH = 20  # pictures of every digit
 CLASSES = 10
 
 
-def test_digits_are_drawn_as_asked(tmp_path: Path):
+def test_digits_are_drawn_as_asked(tmp_path: Path, found: Found):
     digits: Any = load_digits()
     shades = (digits.images * 255 / 16).round().astype(np.uint8)
     rows = [
@@ -45,5 +46,5 @@ def test_digits_are_drawn_as_asked(tmp_path: Path):
     drawn = asked(reopened(checkpoints(attempt)[-1] / "servable", "text_to_image"), "text_to_image", inputs)
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(content)).convert("L")).ravel() for content in drawn])
     named = float(np.mean(judge.predict(pixels / 16.0) == labels))
-    print(f"named as asked: {named:.3f} of {len(labels)}; chance {1 / CLASSES}")
+    found(f"named as asked: {named:.3f} of {len(labels)}; chance {1 / CLASSES}")
     assert named >= 0.8
