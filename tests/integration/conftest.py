@@ -1,11 +1,11 @@
-"""A team with data and base models, and the web in this process."""
+"""A team with data and base models, the web in this process, and the files of a tiny model."""
 
 from types import SimpleNamespace
 
 import pytest
 
 from shared.db import transaction
-from tests.factories import a_base_model, a_dataset, a_team, a_token
+from tests.factories import a_base_model, a_dataset, a_team, a_token, tiny_causal_lm
 from tests.visitor import LABELLED, Api
 from web import create_app
 
@@ -28,3 +28,9 @@ def alpha(app):
             model=a_base_model(db),
             encoder=a_base_model(db, head="encoder"),
         )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with a causal language model that trains within seconds; nobody changes it."""
+    return tiny_causal_lm(tmp_path_factory.mktemp("tiny"))

@@ -26,8 +26,9 @@ from shared.tables import (
     State,
     Worker,
 )
-from tests.factories import a_base_model, a_checkpoint, a_dataset, a_job, a_team, a_worker, tiny_causal_lm
-from tests.integration.test_runner import again, attempts, in_background, kept, steps, submitted, weights
+from tests.factories import a_base_model, a_checkpoint, a_dataset, a_job, a_team, a_worker
+from tests.integration.runner.orders import submitted
+from tests.integration.runner.runs import again, attempts, in_background, kept, steps, weights
 from tests.services import until
 from web import failures, waiting
 from worker import needs
@@ -37,11 +38,6 @@ from worker.machine import Machine
 
 MIB = 1024**2
 SIZE = 64 * MIB
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return tiny_causal_lm(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
