@@ -10,7 +10,8 @@ ZYGOTE = "tests/unit/test_zygote.py::"
 QUEUE = "tests/integration/test_queue.py::"
 CAPS = "tests/integration/test_caps.py::"
 OUTGOING = "tests/unit/test_outgoing.py::"
-WEBHOOKS = "tests/integration/test_webhooks.py::"
+OCCASIONS = "tests/integration/webhooks/test_occasions.py::"
+DELIVERIES = "tests/integration/webhooks/test_deliveries.py::"
 DISKS = "tests/integration/test_disks.py::"
 RETENTION = "tests/integration/test_retention.py::"
 
@@ -399,7 +400,7 @@ GUARDS = [
 
         with transaction() as other:
             other.add(message(other, webhook, type_of(job.kind, occasion), facts(job)))""",
-        (WEBHOOKS + "test_what_did_not_happen_is_not_told",),
+        (OCCASIONS + "test_what_did_not_happen_is_not_told",),
     ),
     Guard(
         "no waiting for a webhook that is being deleted",
@@ -407,7 +408,7 @@ GUARDS = [
         "shared/outbox.py",
         "subscribed.with_for_update(read=True, key_share=True, skip_locked=True)",
         "subscribed.with_for_update(read=True, key_share=True)",
-        (WEBHOOKS + "test_a_transition_does_not_wait_for_somebody_who_deletes_the_webhook",),
+        (OCCASIONS + "test_a_transition_does_not_wait_for_somebody_who_deletes_the_webhook",),
     ),
     Guard(
         "lease of a delivery",
@@ -415,7 +416,7 @@ GUARDS = [
         "shared/outbox.py",
         "        or_(col(Delivery.sending_until).is_(None), col(Delivery.sending_until) <= at),\n",
         "",
-        (WEBHOOKS + "test_a_delivery_is_one_senders_at_a_time_and_nobody_waits_for_it",),
+        (DELIVERIES + "test_a_delivery_is_one_senders_at_a_time_and_nobody_waits_for_it",),
     ),
     Guard(
         "lease predicate of a delivery's result",
@@ -423,7 +424,7 @@ GUARDS = [
         "shared/outbox.py",
         "Delivery.id == sent.id, Delivery.sending_until == sent.lease",
         "Delivery.id == sent.id",
-        (WEBHOOKS + "test_a_senders_word_after_its_lease_is_ignored",),
+        (DELIVERIES + "test_a_senders_word_after_its_lease_is_ignored",),
     ),
     Guard(
         "turns of receivers",
@@ -431,7 +432,7 @@ GUARDS = [
         "shared/outbox.py",
         "ranked.c.turn <= FAIRLY",
         "ranked.c.turn <= 10**6",
-        (WEBHOOKS + "test_of_one_receiver_a_few_are_taken_so_that_others_have_their_turn",),
+        (DELIVERIES + "test_of_one_receiver_a_few_are_taken_so_that_others_have_their_turn",),
     ),
     Guard(
         "membership of who gets a mail",
