@@ -4,9 +4,6 @@ The sounds are espeak-ng's, in many voices. The judge is a classifier that has h
 itself checked on voices that it has not heard. Chance is one in ten.
 """
 
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from shared.learning import sound
 from tests.attempts import checkpoints, events, parquet, run_here, write_attempt
 from tests.generators import asked, reopened
 from tests.proofs.conftest import Found
+from tests.proofs.espeak import speak
 
 pytestmark = pytest.mark.slow
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -29,20 +27,12 @@ RATE, SECONDS, FRAMES = 8000, 0.9, 64
 EACH = 10  # sounds of every word
 
 
-def spoken(folder: Path) -> list[tuple[str, bytes]]:
+def spoken() -> list[tuple[str, bytes]]:
     """[(word, WAV)] of every word in every voice, in random order."""
-    if shutil.which("espeak-ng") is None:
-        pytest.skip("No espeak-ng to speak the words: apt-get install espeak-ng")
-
-    def speak(one: tuple[int, tuple[str, str, str, int]]) -> tuple[str, bytes]:
-        number, (word, accent, voice, speed) = one
-        path = folder / f"{number}.wav"
-        told = ["-v", f"{accent}+{voice}", "-s", str(speed), "-w", str(path), word]
-        subprocess.run(["espeak-ng", *told], check=True)
-        return word, path.read_bytes()
-
-    with ThreadPoolExecutor(2) as pool:
-        every = list(pool.map(speak, enumerate(product(WORDS, ACCENTS, VOICES, SPEEDS))))
+    every = [
+        (word, speak(word, f"{accent}+{voice}", speed))
+        for word, accent, voice, speed in product(WORDS, ACCENTS, VOICES, SPEEDS)
+    ]
     return [every[place] for place in np.random.default_rng(0).permutation(len(every))]
 
 
@@ -54,7 +44,7 @@ def heard(content: bytes) -> np.ndarray:
 
 
 def test_words_are_spoken_as_asked(tmp_path: Path, found: Found):
-    said = spoken(tmp_path)
+    said = spoken()
     learned, fresh = said[len(said) // 10 :], said[: len(said) // 10]
     judge = SVC(C=10).fit([heard(content) for _, content in learned], [word for word, _ in learned])
     trusted = judge.score([heard(content) for _, content in fresh], [word for word, _ in fresh])
