@@ -37,7 +37,7 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from shared import caps, checkpoints, orders, outbox, ranking, settling, workers
+from shared import caps, checkpoints, imports, orders, outbox, ranking, settling, workers
 from shared.budgets import Verdict, verdict
 from shared.errors import NotFound, Refused
 from shared.ids import new_id
@@ -48,9 +48,7 @@ from shared.tables import (
     FINAL,
     Artifact,
     Attempt,
-    BaseModel,
     Checkpoint,
-    DatasetVersion,
     Job,
     JobDependency,
     Kind,
@@ -122,11 +120,13 @@ def submit_import(
     file_id: str | None = None,
     created_by: str | None = None,
 ) -> Job:
-    """Queues the import of a dataset version or a base model, whose row says `building` from now on."""
+    """Queues the import of a dataset version or a base model, whose row says `building` from now on; the import
+    that is under way, where one is. Raises Refused for what is there already.
+    """
+    row = imports.to_make(db, version_id, base_model_id)
+    if under_way := imports.going_on(db, row):
+        return under_way
     job = orders.blank(Order(team_id=team_id, kind=Kind.IMPORT, file_id=file_id, created_by=created_by))
-    row = db.get(DatasetVersion, version_id) if version_id else db.get(BaseModel, base_model_id)
-    if row is None:
-        raise Refused("There is nothing to import.", code="not_found", status=404)
     job.dataset_version_id, job.base_model_id, job.file_id = version_id, base_model_id, file_id
     enter(db, job, created_by or "")
     row.state, row.import_job_id, row.error = Ready.BUILDING, job.id, None

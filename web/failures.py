@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from sqlmodel import Session, col, select
 
-from shared import checkpoints, orders
+from shared import checkpoints, imports, orders
 from shared.errors import Refused
 from shared.orders import Order
 from shared.recipe import recipes
@@ -46,6 +46,7 @@ class Case:
     resumable: Checkpoint | None = None  # the newest that a training can go on from
     cause: Button | None = None  # leads to what it waited for and did not get
     source: Button | None = None  # leads to what it was made for: a dataset, a model, a training
+    again: bool = True  # another try makes sense
 
     @property
     def at(self) -> str:
@@ -71,7 +72,9 @@ class Card:
 
 
 def try_again(case: Case) -> Button:
-    """The same order once more."""
+    """The same order once more; where that makes no sense, what it was to make."""
+    if not case.again and case.source:
+        return case.source
     return Button("Try again", f"{case.at}/retry", {})
 
 
@@ -193,11 +196,13 @@ def card(db: Session, job: Job, stored: Sequence[Checkpoint]) -> Card | None:
     if job.state not in (State.FAILED, State.CANCELLED):
         return None
     told, step = story(job.reason_code), job.progress.get("step")
+    again = imports.may_be_repeated(db, job)
+    case = Case(job, resumable(job, stored), cause(db, job), source(db, job), again)
     return Card(
         title=f"{told.title}, at step {count(step)}" if step and job.kind is Kind.TRAIN else told.title,
         why=job.reason or "No reason was given.",
         advice=told.advice,
-        button=REMEDIES[told.remedy](Case(job, resumable(job, stored), cause(db, job), source(db, job))),
+        button=REMEDIES[told.remedy](case),
         where=job.reason_param or "",
     )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from flask import Blueprint, Response, jsonify, render_template
 from sqlmodel import Session, col, select
 
-from shared import base_models, checkpoints, events, media, shards
+from shared import base_models, checkpoints, events, imports, media, shards
 from shared.db import transaction
 from shared.recipe import Recipe, recipes, wire_name
 from shared.settings import settings
@@ -81,6 +81,7 @@ def show(job_id: str) -> str:
             recipe=recipe,
             stages=stage_bar(job),
             card=failures.card(db, job, stored),
+            again=imports.may_be_repeated(db, job),
             scores=score_rows(job, recipe, curves),
             samples=sample_steps(events.samples(db, job.id)),
             logs=events.logs(db, job.id),

@@ -253,6 +253,9 @@ def retry(job_id: str) -> Response:
     with transaction() as db:
         job = jobs.retry(db, own(db, job_id), g.caller.actor, checkpoint)
     queue.wake(job.slot)
+    if job.team_id != g.caller.team_id:
+        flash("Another team's import of it is under way already; this one waits for that.", "good")
+        return redirect(f"/models/{job.base_model_id}", 303)
     what = "goes on from that checkpoint" if checkpoint else "has the same settings"
     flash(f"This is a new job; it {what}. The old one is {job_id}.", "good")
     return redirect(f"/jobs/{job.id}", 303)
