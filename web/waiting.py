@@ -5,6 +5,7 @@ say of themselves and from how long jobs took lately: where neither is known, no
 """
 
 import heapq
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,6 +51,21 @@ class Outlook:
         return f"{self.position:,}" if self.position <= most else f"over {most:,}"
 
 
+@dataclass(frozen=True)
+class Running:
+    """Something that runs, on so many slots of a worker; `left` are its seconds still to go, infinite: not known."""
+
+    team_id: str
+    worker_id: str
+    slots: int
+    left: float
+
+    @property
+    def lefts(self) -> list[float]:
+        """Of each of its slots."""
+        return [self.left] * self.slots
+
+
 @dataclass
 class Scene:
     """One class of slot at this moment, read once for every job that waits for it."""
@@ -60,7 +76,7 @@ class Scene:
     caps: dict[str | None, int]
     occupied: dict[str, int]
     used: dict[str, float]  # {team: seconds within the last day}
-    running: list[tuple[str, int, float | None]]  # (team, slots, seconds left)
+    running: list[Running]
     usual: float | None  # seconds that a job takes
 
 
@@ -94,16 +110,16 @@ def usual_length(db: Session, slot: Slot) -> float | None:
     return statistics.median(lengths) if lengths else None
 
 
-def running(db: Session, slot: Slot, usual: float | None) -> list[tuple[str, int, float | None]]:
-    """[(team, slots, seconds left)] of what runs: by its own reckoning, else by the usual length."""
+def running(db: Session, slot: Slot, usual: float | None) -> list[Running]:
+    """What runs, with the time it has left by its own reckoning, else by the usual length."""
     found = select(Job, Attempt).join(Attempt, col(Attempt.id) == Job.attempt_id)
     told = []
     for job, attempt in db.exec(found.where(Job.slot == slot, Job.state == State.RUNNING)):
         left = job.progress.get("eta_seconds")
         gone = (now() - attempt.started_at).total_seconds()
-        if left is None and usual is not None and gone < usual:
-            left = usual - gone
-        told.append((job.team_id, len(attempt.slots), float(left) if left is not None else None))
+        if left is None:
+            left = usual - gone if usual is not None and gone < usual else math.inf
+        told.append(Running(job.team_id, attempt.worker_id, len(attempt.slots), max(0.0, float(left))))
     return told
 
 
@@ -139,16 +155,15 @@ def why(job: Job, at: Scene, before: int) -> tuple[str, bool]:
         return f"It failed in a way that passes, and rests for {rests} before the next try.", False
     if lacking := what_lacks(job, at):
         return lacking, True
-    takes = narrowest(job, at)
+    able = holders(job, at)
+    takes = min(able.values())
     if capped := at_cap(job, at, takes):
         return capped, takes > at.caps.get(job.team_id, takes) or takes > at.caps.get(None, takes)
-    holders = {w.id for w in at.workers if fits(job, w) and room.has(w, job)}
-    free = max((n for w, n in at.free.items() if w in holders), default=0)
-    if free >= takes and not before:
-        return "A slot is free; it starts within moments.", False
-    if free >= takes:
+    if any(at.free[worker_id] >= slots for worker_id, slots in able.items()):
+        if not before:
+            return "A slot is free; it starts within moments.", False
         return f"Slots are free; {plural(before, 'job goes', 'jobs go')} first.", False
-    if takes > 1 and any(at.free.values()):
+    if takes > 1 and any(at.free[worker_id] for worker_id in able):
         return f"It takes {takes} slots of one worker at once, and none has as many free.", False
     first = f"{plural(before, 'job goes', 'jobs go')} first." if before else "it is next."
     return f"Every {job.slot} slot that could hold it is taken; {first}", False
@@ -194,10 +209,13 @@ def fits(job: Job, worker: Worker) -> bool:
     return resources.fits(job.resources, resources.offer(worker, job.slot))
 
 
-def narrowest(job: Job, at: Scene) -> int:
-    """How many slots it takes where it takes the fewest."""
-    able = [resources.offer(w, job.slot) for w in at.workers if fits(job, w)]
-    return min((resources.takes(job.resources, has) for has in able), default=1)
+def holders(job: Job, at: Scene) -> dict[str, int]:
+    """{worker that takes jobs and could hold it: how many slots it takes there}."""
+    return {
+        worker.id: resources.takes(job.resources, resources.offer(worker, job.slot))
+        for worker in at.workers
+        if worker.id in at.free and fits(job, worker) and room.has(worker, job)
+    }
 
 
 # --- who goes first ---------------------------------------------------------------------------------
@@ -239,38 +257,59 @@ def why_before(job: Job, first: Job) -> str:
 
 
 def seconds(job: Job, at: Scene, own: int, others: int) -> float | None:
-    """About how long until it starts; None: not known yet."""
-    takes = narrowest(job, at)
-    everywhere = [left for _, slots, left in at.running for _ in range(slots)]
-    starts = reckoned(everywhere, sum(at.free.values()), at.caps.get(None), own + others, takes, at.usual)
-    if (cap := at.caps.get(job.team_id)) is not None and starts is not None:
-        mine = [left for team, slots, left in at.running if team == job.team_id for _ in range(slots)]
-        within = reckoned(mine, max(0, cap - len(mine)), cap, own, takes, at.usual)
-        starts = None if within is None else max(starts, within)
-    if job.run_after and starts is not None:
-        starts = max(starts, (job.run_after - now()).total_seconds())
-    return starts
+    """About how long until it starts; None: not known yet.
 
-
-def reckoned(
-    left: list[float | None], free: int, cap: int | None, before: int, takes: int, usual: float | None
-) -> float | None:
-    """When `takes` slots are free for the job after `before` others, each of which takes the usual time.
-
-    `left` holds the seconds that each occupied slot is busy still.
+    One worker that could hold it must have its slots free, and the caps must leave room. The jobs before it are taken
+    to want a slot each of the same workers, for the usual time.
     """
-    if cap is not None:
-        free = min(free, max(0, cap - len(left)))
-    if free >= before + takes:
-        return 0.0
-    if any(rest is None for rest in left) or (usual is None and before):
+    able = holders(job, at)
+    if not able:
         return None
-    slots = sorted([0.0] * free + [max(0.0, rest) for rest in left if rest is not None])
-    for _ in range(before):
-        if not slots:
-            return None
-        heapq.heappush(slots, heapq.heappop(slots) + (usual or 0.0))
-    return heapq.nsmallest(takes, slots)[-1] if len(slots) >= takes else None
+    usual = math.inf if at.usual is None else at.usual
+    slots = {worker_id: [0.0] * at.free[worker_id] for worker_id in able}
+    for one in at.running:
+        if one.worker_id in able:
+            slots[one.worker_id] += one.lefts
+    starts = [reckoned(slots, able, own + others, usual)]
+    takes = min(able.values())
+    for whose, before in ((job.team_id, own), (None, own + others)):
+        if (cap := at.caps.get(whose)) is not None:
+            starts.append(reckoned({"": within(cap, at, whose)}, {"": takes}, before, usual))
+    if job.run_after:
+        starts.append((job.run_after - now()).total_seconds())
+    return max(starts) if math.isfinite(max(starts)) else None
+
+
+def within(cap: int, at: Scene, team_id: str | None) -> list[float]:
+    """The seconds until each slot of a cap is free; whoever occupies more than it allows ends first for nothing."""
+    lefts = sorted(left for one in at.running if team_id in (None, one.team_id) for left in one.lefts)
+    return [0.0] * (cap - len(lefts)) + lefts[max(0, len(lefts) - cap) :]
+
+
+def reckoned(slots: dict[str, list[float]], takes: dict[str, int], before: int, usual: float) -> float:
+    """When one worker has as many slots free as it `takes` there, after `before` others, each of which takes a slot of
+    any of them for the usual time. `slots` holds the seconds that each slot is busy still. Infinite: not known.
+    """
+    turns = [
+        (left, number, worker_id)
+        for worker_id, lefts in slots.items()
+        for number, left in enumerate(sorted(lefts))
+        if math.isfinite(left)
+    ]
+    if not turns:
+        return math.inf
+    spread = max(turns)[0] - min(turns)[0]
+    rounds = max(0, math.floor(before / len(turns) - spread / usual)) if 0 < usual < math.inf else 0
+    if rounds:  # everybody's turn comes as often at least
+        turns = [(left + rounds * usual, number, worker_id) for left, number, worker_id in turns]
+    heapq.heapify(turns)
+    for _ in range(before - rounds * len(turns)):
+        left, number, worker_id = turns[0]
+        heapq.heapreplace(turns, (left + usual, number, worker_id))
+    free: dict[str, list[float]] = {}
+    for left, _, worker_id in sorted(turns):
+        free.setdefault(worker_id, []).append(left)
+    return min((free[w][takes[w] - 1] for w in free if len(free[w]) >= takes[w]), default=math.inf)
 
 
 @dataclass(frozen=True)

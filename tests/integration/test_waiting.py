@@ -14,7 +14,6 @@ from tests.factories import a_checkpoint, a_job, a_team, a_user, a_worker, an_at
 from tests.integration.test_cli import burnish, last_line
 from tests.visitor import Visitor
 from web import waiting
-from web.waiting import reckoned
 
 
 @pytest.fixture
@@ -105,22 +104,6 @@ def test_how_long_jobs_took_lately_tells_how_long_others_will(db, team):
     told = waiting.outlook(db, queued(db, team))
     assert told.position == 2
     assert told.seconds == pytest.approx(700, abs=1)
-
-
-@pytest.mark.parametrize(
-    ("left", "free", "cap", "before", "takes", "starts"),
-    [
-        ([], 1, None, 0, 1, 0),
-        ([50.0], 0, None, 0, 1, 50),
-        ([50.0, 80.0], 0, None, 0, 2, 80),
-        ([50.0], 0, None, 2, 1, 70),
-        ([50.0], 3, 1, 0, 1, 50),
-        ([None], 0, None, 0, 1, None),
-        ([], 0, 0, 0, 1, None),
-    ],
-)
-def test_a_start_is_reckoned_from_the_slots_that_get_free(left, free, cap, before, takes, starts):
-    assert reckoned(left, free, cap, before, takes, usual=10.0) == starts
 
 
 # --- on the pages -----------------------------------------------------------------------------------
