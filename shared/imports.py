@@ -8,7 +8,7 @@ the import that one of them began.
 from sqlmodel import Session, col, select
 
 from shared.errors import NotFound, Refused
-from shared.tables import FINAL, BaseModel, Dataset, DatasetVersion, Job, Kind, Ready
+from shared.tables import FINAL, BaseModel, Dataset, DatasetVersion, Job, JobDependency, Kind, Ready
 
 Made = DatasetVersion | BaseModel
 
@@ -66,3 +66,38 @@ def may_be_repeated(db: Session, job: Job) -> bool:
     if row is None:
         return job.kind != Kind.IMPORT
     return row.state in (Ready.WAITING, Ready.FAILED) and not is_deleted(db, row)
+
+
+# --- who else needs it ------------------------------------------------------------------------------
+
+
+def needed_elsewhere(db: Session, job: Job) -> bool:
+    """Whether an unfinished job of another team waits for this import."""
+    others = (
+        select(Job.id)
+        .join(JobDependency, col(JobDependency.job_id) == Job.id)
+        .where(JobDependency.waits_for_id == job.id, Job.team_id != job.team_id)
+        .where(col(Job.state).not_in(FINAL))
+    )
+    return job.kind == Kind.IMPORT and db.exec(others.limit(1)).first() is not None
+
+
+def require_not_needed(db: Session, job: Job) -> None:
+    """Refuses to take an import away, whose row is locked, from the jobs of other teams that wait for it."""
+    if needed_elsewhere(db, job):
+        raise Refused(
+            f"Jobs of other teams wait for the import {job.id}, so it goes on. Cancel your own jobs that wait for it.",
+            code="import_is_needed",
+            status=409,
+        )
+
+
+def require_may_rest(db: Session, job: Job) -> None:
+    """Refuses to pause what any team may come to wait for."""
+    row = made_by(db, job)
+    if isinstance(row, BaseModel) and row.team_id is None:
+        raise Refused(
+            f"{title(db, row)} is everybody's, and any team's jobs may wait for its import: it is not paused.",
+            code="import_is_needed",
+            status=409,
+        )

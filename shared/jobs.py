@@ -170,7 +170,7 @@ def enter(db: Session, job: Job, actor: str, waits_for: set[str] | None = None) 
     # the share lock makes us see a dependency's end, or its end see us
     held_back = select(Job).where(col(Job.id).in_(waits_for or ())).order_by(col(Job.id))
     for other in db.exec(held_back.with_for_update(read=True)).all():
-        if other.state in (State.FAILED, State.CANCELLED):
+        if other.state in (State.FAILED, State.CANCELLED) or other.cancel_requested_at is not None:
             raise Refused(settling.why(other), param=settling.param(other))
         db.add(JobDependency(job_id=job.id, waits_for_id=other.id))
     note(db, job, actor, "submitted")
@@ -340,13 +340,15 @@ def end(
 
 def cancel(db: Session, job: Job, actor: str) -> Job:
     """Cancels a waiting job at once, asks the holder of a running one; where an inference job has answers that
-    stand in no file yet, a worker makes one first. Wake its slot after the commit. Raises Refused after its end.
+    stand in no file yet, a worker makes one first. Wake its slot after the commit. Raises Refused after its end,
+    and for an import that another team's job waits for.
     """
     job = locked(db, job.id)
     if job.state in FINAL:
         raise Refused(f"{job.id} has {job.state} already.", code="job_is_final")
     if job.cancel_requested_at is not None:
         return job
+    imports.require_not_needed(db, job)
     job.cancel_requested_at = clock(db)
     if job.state == State.RUNNING:
         note(db, job, actor, "cancel requested")
@@ -392,6 +394,7 @@ def pause(db: Session, job: Job, actor: str) -> Job:
         raise Refused(f"{job.id} has {job.state} already.", code="job_is_final")
     if job.cancel_requested_at is not None:
         raise Refused(f"{job.id} is being cancelled.", code="job_is_final")
+    imports.require_may_rest(db, job)
     if job.state == State.QUEUED:
         rest(db, job, actor)
     elif job.state == State.RUNNING and job.pause_requested_at is None:

@@ -34,7 +34,7 @@ def why(job: Job) -> str:
     what = "The import of its base model" if job.base_model_id else "The import of its dataset"
     if job.kind != Kind.IMPORT:
         what = f"{job.id}, which it waited for,"
-    if job.state == State.CANCELLED:
+    if job.state == State.CANCELLED or job.cancel_requested_at is not None:
         return f"{what} was cancelled."
     return f"{what} failed: {job.reason or 'no reason was given'}"
 

@@ -82,6 +82,7 @@ def show(job_id: str) -> str:
             stages=stage_bar(job),
             card=failures.card(db, job, stored),
             again=imports.may_be_repeated(db, job),
+            needed=imports.needed_elsewhere(db, job),
             scores=score_rows(job, recipe, curves),
             samples=sample_steps(events.samples(db, job.id)),
             logs=events.logs(db, job.id),

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from sqlmodel import Session, col, func, select
 
-from shared import caps, ranking, resources, room, workers
+from shared import caps, imports, ranking, resources, room, workers
 from shared.columns import now
 from shared.tables import Attempt, Job, JobDependency, Outcome, Slot, State, Worker
 from web.words import plural, span
@@ -32,6 +32,15 @@ class Ahead:
     job: Job | None = None
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a job waits for, in words; the job itself where it is the team's own."""
+
+    said: str
+    state: State
+    job: Job | None = None
+
+
 @dataclass
 class Outlook:
     """What is known of a waiting job. `seconds` until it starts; None: not known yet."""
@@ -39,7 +48,7 @@ class Outlook:
     reason: str
     position: int | None = None
     seconds: float | None = None
-    held_by: list[Job] = field(default_factory=list)
+    held_by: list[Held] = field(default_factory=list)
     ahead: list[Ahead] = field(default_factory=list)
 
     @property
@@ -126,9 +135,8 @@ def running(db: Session, slot: Slot, usual: float | None) -> list[Running]:
 def outlook(db: Session, job: Job, at: Scene | None = None) -> Outlook:
     """Everything that is known of a waiting job."""
     at = at or scene(db, job.slot)
-    held_by = held_back(db, job)
-    if held_by:
-        return Outlook(HELD, held_by=held_by)
+    if held := held_back(db, job):
+        return Outlook(HELD, held_by=held)
     own, others = ranking.ahead(db, job)
     reason, never = why(job, at, own + others)
     if never:
@@ -137,10 +145,19 @@ def outlook(db: Session, job: Job, at: Scene | None = None) -> Outlook:
     return Outlook(reason, own + others + 1, seconds(job, at, own, others), ahead=told)
 
 
-def held_back(db: Session, job: Job) -> list[Job]:
-    """The unfinished jobs that it waits for."""
+def held_back(db: Session, job: Job) -> list[Held]:
+    """The unfinished jobs that it waits for: the import of everybody's base model may be another team's."""
     found = select(Job).join(JobDependency, col(JobDependency.waits_for_id) == Job.id)
-    return list(db.exec(found.where(JobDependency.job_id == job.id, Job.state != State.SUCCEEDED)).all())
+    others = db.exec(found.where(JobDependency.job_id == job.id, Job.state != State.SUCCEEDED)).all()
+    return [held_by(db, job, other) for other in others]
+
+
+def held_by(db: Session, job: Job, other: Job) -> Held:
+    """One of them."""
+    if other.team_id == job.team_id:
+        return Held(f"{other.kind} {other.id[-6:]}", other.state, other)
+    row = imports.made_by(db, other)
+    return Held(f"the import of {imports.title(db, row) if row else 'its model'}", other.state)
 
 
 # --- why --------------------------------------------------------------------------------------------

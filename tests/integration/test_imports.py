@@ -6,7 +6,7 @@ from shared import jobs
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.tables import BaseModel, DatasetVersion, Job, Kind, Ready, State
-from tests.factories import a_base_model, a_dataset, a_job, a_team, a_user
+from tests.factories import a_base_model, a_dataset, a_job, a_team, a_user, a_worker
 from tests.visitor import Visitor
 
 
@@ -98,3 +98,60 @@ def test_a_retry_while_another_team_imports_it_leads_to_the_model(app, alpha):
     with transaction() as db:
         assert db.get_one(BaseModel, base.id).import_job_id == under_way.id
         assert db.get_one(Job, under_way.id).state == State.QUEUED
+
+
+# --- of two teams -----------------------------------------------------------------------------------
+
+
+def waiting_for(db, team, base):
+    """A training of that team that waits for the import of that base model."""
+    order = jobs.Order(
+        team_id=team.id, recipe="sft", model=base.id, dataset_version_id=a_dataset(db, team).id
+    )
+    return jobs.submit(db, order)
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["queued", "running"])
+@pytest.mark.parametrize("verb", [jobs.cancel, jobs.pause, jobs.stop])
+def test_an_import_that_another_team_waits_for_goes_on(db, team, verb, running):
+    base = a_shared_base(db, Ready.WAITING)
+    begun = jobs.submit_import(db, team_id=team.id, base_model_id=base.id)
+    if running:
+        assert jobs.claim(db, a_worker(db).id, "light")
+    mine, theirs = waiting_for(db, team, base), waiting_for(db, a_team(db), base)
+    with pytest.raises(Refused, match=r"other teams wait|any team's jobs may wait") as no:
+        verb(db, begun, "somebody")
+    assert no.value.status == 409
+    db.refresh(theirs)
+    assert (begun.cancel_requested_at, begun.pause_requested_at, theirs.state) == (None, None, State.QUEUED)
+    jobs.cancel(db, theirs, "somebody")
+    assert jobs.cancel(db, begun, "somebody").cancel_requested_at
+    assert mine.state == (State.QUEUED if running else State.FAILED)
+
+
+def test_nobody_begins_to_wait_for_an_import_that_is_being_cancelled(db, team):
+    base = a_shared_base(db, Ready.WAITING)
+    begun = jobs.submit_import(db, team_id=team.id, base_model_id=base.id)
+    assert jobs.claim(db, a_worker(db).id, "light")
+    jobs.cancel(db, begun, "somebody")
+    with pytest.raises(Refused, match="The import of its base model was cancelled"):
+        waiting_for(db, a_team(db), base)
+
+
+def test_pages_name_another_teams_import_without_a_link_and_offer_no_cancel_to_its_team(app, alpha):
+    with transaction() as db:
+        other = a_team(db)
+        theirs, mine = a_user(db, other), a_user(db, alpha.team)
+        base = a_shared_base(db, Ready.WAITING)
+        begun = jobs.submit_import(db, team_id=other.id, base_model_id=base.id)
+        job = waiting_for(db, alpha.team, base)
+    for path in (f"/jobs/{job.id}", "/queue", f"/models/{base.id}"):
+        page = Visitor(app, mine).get(path).text
+        assert begun.id not in page
+        assert path.startswith("/models") or "the import of «A tiny model»" in page
+    page = Visitor(app, theirs).get(f"/jobs/{begun.id}").text
+    assert f'action="/jobs/{begun.id}/cancel"' not in page
+    assert "Jobs of other teams wait for this import" in page
+    with transaction() as db:
+        jobs.cancel(db, job, "somebody")
+    assert f'action="/jobs/{begun.id}/cancel"' in Visitor(app, theirs).get(f"/jobs/{begun.id}").text

@@ -14,6 +14,7 @@ OCCASIONS = "tests/integration/webhooks/test_occasions.py::"
 DELIVERIES = "tests/integration/webhooks/test_deliveries.py::"
 DISKS = "tests/integration/test_disks.py::"
 RETENTION = "tests/integration/test_retention.py::"
+IMPORTS = "tests/integration/test_imports.py::"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,22 @@ GUARDS = [
         "if known is not None and known.body_hash != body_hash:",
         "if False:",
         (JOBS + "test_the_same_key_gives_the_same_job_and_another_order_is_refused",),
+    ),
+    Guard(
+        "what is there already",
+        "nobody unmakes the base model or the rows that others use",
+        "shared/imports.py",
+        "    if row.state == Ready.READY:",
+        "    if False:",
+        (IMPORTS + "test_a_shared_base_model_that_is_there_is_not_unmade_by_a_retry", IMPORTS + "test_rows_that_are_there_are_not_unmade_by_a_retry"),
+    ),
+    Guard(
+        "an import that others wait for",
+        "no team ends the jobs of another",
+        "shared/jobs.py",
+        "    imports.require_not_needed(db, job)\n",
+        "",
+        (IMPORTS + "test_an_import_that_another_team_waits_for_goes_on",),
     ),
     Guard(
         "row lock of a claim",
