@@ -123,7 +123,7 @@ class Zygote:
 
     def fork(self, folder: Path, locks: Sequence[int] = (), timeout: float = 120) -> Trainer:
         """A trainer for the attempt in `folder`, which holds on to these descriptors. Raises OSError if the zygote
-        is dead or refuses.
+        is dead or refuses. One that does not answer in time is killed: a late answer would name another's trainer.
         """
         with self.lock:
             try:
@@ -135,7 +135,10 @@ class Zygote:
             while not self.answers and not self.gone and time.monotonic() < deadline:
                 self.receive(0.1)
             if not self.answers:
-                raise OSError("The zygote is gone." if self.gone else "The zygote does not answer.")
+                said = "The zygote is gone." if self.gone else "The zygote does not answer."
+                self.process.kill()
+                self.gone = True
+                raise OSError(said)
             answer = self.answers.pop()
         if "refused" in answer:
             raise OSError(answer["refused"])
