@@ -141,11 +141,13 @@ class Machine:
             log.warning("The drain is not noted: %s", away)
 
     def stop(self) -> None:
-        """The process ends: waits for what runs in threads of its own."""
+        """The process ends: waits for what runs in threads of its own, and only then lets the keeper go, with whom
+        a zygote that it has revived dies.
+        """
         self.draining.set()
-        self.stopping.set()
         for thread in self._looks:
             thread.join(timeout=runner.GRACE_SECONDS)
+        self.stopping.set()
         try:
             with transaction() as db:
                 workers.stop(db, self.id)
