@@ -1,7 +1,11 @@
 """Which rows make which step, and the micro-batches of a step."""
 
+from torch.nn import Embedding, Linear, Sequential
+
+from shared.recipe import Learner
 from shared.spec import Spec
 from worker.engine.data import Plan, least_padded, portions
+from worker.engine.run import cost_of_a_call
 
 
 def test_step_n_is_the_same_batch_whoever_asks():
@@ -30,6 +34,14 @@ def test_micro_batches_are_padded_as_little_as_pays():
     assert least_padded(every, lengths, budget=1000, fixed=1000) == [every]
     assert least_padded(every, lengths, budget=60, fixed=1000) == [[0, 1, 2], [3, 4], [5]]
     assert least_padded([5], lengths, budget=10, fixed=0) == [[5]]
+
+
+def test_a_call_costs_the_more_tokens_the_smaller_the_matrices():
+    costs = [
+        cost_of_a_call(Learner(Spec(), {}, model=Sequential(Embedding(5000, width), Linear(width, width))))
+        for width in (64, 384, 4096)
+    ]
+    assert costs == [2294, 63, 0]
 
 
 def test_an_epoch_brings_other_batches_than_the_one_before():

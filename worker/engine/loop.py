@@ -27,7 +27,6 @@ from worker.engine.ranks import ALONE, FINISH, GO_ON, LEAVE, Ranks
 from worker.engine.run import Run, prepare, recompute
 from worker.engine.weights import autocast, is_adapter
 
-FIXED = {"cpu": 64, "cuda": 4096}  # tokens that a micro-batch costs beyond its own, about
 MOST_UNSTEADY = 3  # steps in a row without a finite loss
 SEED_OF_EVALUATION = 1_234_567
 
@@ -195,7 +194,7 @@ def micro_batches(run: Run, own: list[int]) -> list[list[int]]:
     lengths, budget = run.items.lengths, run.progress.budget
     if run.learner.packs:
         return portions(own, lengths, budget)
-    return least_padded(own, lengths, budget, FIXED[run.learner.device.type])
+    return least_padded(own, lengths, budget, run.fixed)
 
 
 def make_room(run: Run, lengths: list[int], wrong: Exception | None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ from worker.engine.memory import keep, recall
 from worker.engine.ranks import ALONE, Ranks
 
 BUDGET = {"cpu": 2048, "cuda": 16_384}  # tokens in a micro-batch, until the memory says otherwise
+CALL = {
+    "cpu": 9_400_000,
+    "cuda": 600_000_000,
+}  # multiplications in whose time one of a matrix can be called, about
 
 
 @dataclass
@@ -63,6 +68,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     progress: Progress
     writer: checkpoint.Writer
+    fixed: int  # tokens that a micro-batch costs beyond its own, about
     ranks: Ranks = ALONE
     halved: bool = False  # micro-batches, and it was said
     saved_step: int = -1
@@ -104,6 +110,7 @@ def prepare(attempt: Attempt, events: Events, ranks: Ranks = ALONE) -> Run:
         optimizer=optim.build(learner.model, spec),
         progress=Progress(budget=BUDGET[where.type]),
         writer=checkpoint.Writer(recipe, learner, attempt),
+        fixed=cost_of_a_call(learner),
         ranks=ranks,
     )
     if attempt.resume:
@@ -173,6 +180,18 @@ def divided(
     held = {usable[number] for number in chosen}
     learning = [place for place in every if items.rows[place] not in held]
     return items, learning, HeldOut(rows, items, sorted(held)) if held else None
+
+
+def cost_of_a_call(learner: Learner) -> int:
+    """In tokens: the smaller a model's matrices, the more of a step's time is spent on calling them."""
+    sizes = [
+        weight.numel()
+        for module in learner.model.modules()
+        if not isinstance(module, torch.nn.Embedding)
+        for weight in module.parameters(recurse=False)
+        if weight.ndim > 1
+    ]
+    return CALL[learner.device.type] // round(median(sizes))
 
 
 def architecture(attempt: Attempt, learner: Learner) -> str:
