@@ -40,7 +40,7 @@ def messages(cell: Any) -> list[Message]:
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Refused("The messages are not a list of objects with «role» and «content».") from None
     if not isinstance(cell, list) or not cell:
         raise Refused("The messages must be a list with at least one message.")

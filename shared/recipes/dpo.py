@@ -237,7 +237,7 @@ def structured(cell: Any) -> Any:
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
             read = json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return cell
         inner = read if isinstance(read, list) else [read]
         if inner and all(

@@ -304,7 +304,7 @@ def languages(cell: Any) -> list[Any]:
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             cell = None
     if not isinstance(cell, dict) or len(cell) != 2:
         raise Refused(

@@ -79,6 +79,7 @@ TALK = [translated(en="no", de="nein"), translated(en="good", de="gut")]
         ([pair(target={"de": "ja"}), pair("no", {"de": "nein"})], 2, True, "«target» must be text."),
         ([*TALK, translated(en="yes", de="ja", fr="oui")], 3, True, "a text in each of two languages"),
         ([*TALK, {"translation": "yes = ja"}], 3, True, "a text in each of two languages"),
+        ([*TALK, {"translation": "[" * 100_000}], 3, True, "a text in each of two languages"),
         ([*TALK, {"translation": None}], 3, True, "a text in each of two languages"),
         ([*TALK, translated(en="yes", de="")], 3, False, "The target is empty"),
         ([pair(" "), pair(target="")], None, True, "No row has both a source and a target."),
