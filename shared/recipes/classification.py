@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shared.errors import Refused
+from shared.learning.cells import words
 from shared.learning.labels import in_order, label
 from shared.recipe import (
     Batch,
@@ -93,10 +94,7 @@ class Classification(Recipe):
     def canonical(self, row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
         """{"text": text, "label": label or list of labels}; a row to predict has no label."""
         mine = super().canonical(row, columns)
-        text = mine.get("text")
-        if isinstance(text, list | dict):
-            raise Refused("The text must be text, not a list or an object.", param="text")
-        known = {"text": "" if text is None else str(text)}
+        known = {"text": words(mine.get("text"), "text")}
         return known | {"label": label(mine["label"])} if "label" in mine else known
 
     def findings(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> Iterator[Finding]:

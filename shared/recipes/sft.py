@@ -111,7 +111,7 @@ class SFT(Writer):
         return {"messages": exchange(mine)}
 
     def findings(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> Iterator[Finding]:
-        """Conversations in which the wrong side speaks are fatal; ones without words are left out."""
+        """Conversations in which the wrong side speaks are fatal; ones without words to learn are left out."""
         column, usable, number = columns.get("messages") or columns.get("prompt"), 0, 0
         for number, row in enumerate(rows, 1):
             try:
@@ -120,8 +120,8 @@ class SFT(Writer):
             except Refused as wrong:
                 yield Finding(wrong.message, number, column)
                 continue
-            if silent := chat.blank(conversation):
-                yield Finding(f"Message {silent} is empty; the row is left out.", number, column, fatal=False)
+            if why := useless(conversation):
+                yield Finding(f"{why}; the row is left out.", number, column, fatal=False)
             else:
                 usable += 1
         if not usable:
@@ -139,8 +139,8 @@ class SFT(Writer):
         """`input_ids` and `labels`, which are -100 outside of the answers."""
         conversation = row["messages"]
         chat.ordered(conversation)
-        if silent := chat.blank(conversation):
-            raise Refused(f"Message {silent} is empty.")
+        if why := useless(conversation):
+            raise Refused(f"{why}.")
         conversation = dialogue.introduced(conversation, learner)
         return [chat.encode(conversation, learner.tokenizer, learner.spec.max_length)]
 
@@ -190,6 +190,15 @@ class SFT(Writer):
     def usage(self, learner: Learner) -> str:
         """Chat with the checkpoint by transformers alone."""
         return dialogue.USAGE
+
+
+def useless(conversation: list[chat.Message]) -> str | None:
+    """Why nothing can be learned of a conversation, if so."""
+    if silent := chat.blank(conversation):
+        return f"Message {silent} is empty"
+    if not any(one["learn"] for one in conversation if one["role"] == "assistant"):
+        return "Every answer has the weight 0"
+    return None
 
 
 def exchange(row: dict[str, Any]) -> list[chat.Message]:

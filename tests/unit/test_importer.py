@@ -80,6 +80,14 @@ def test_what_no_column_can_hold_is_kept_as_json(tmp_path: Path):
     assert [json.loads(row["messages"]) for row in made.rows] == messages
 
 
+def test_lists_and_objects_beside_words_become_json_with_a_finding(tmp_path: Path):
+    made = imported(tmp_path, "a.jsonl", lines({"x": "one"}, {"x": {"a": 1}}, {"x": [["b"]]}))
+    assert [row["x"] for row in made.rows] == ["one", '{"a": 1}', '[["b"]]']
+    (told,) = made.report["findings"]
+    assert (told["column"], told["fatal"]) == ("x", False)
+    assert told["message"].endswith("lists and objects among them are kept as JSON text.")
+
+
 def test_free_keys_do_not_become_columns_of_nulls(tmp_path: Path):
     rows = [{"scores": {f"key {n} {m}": n for m in range(10)}} for n in range(20)]
     made = imported(tmp_path, "a.jsonl", lines(*rows))

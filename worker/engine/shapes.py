@@ -100,7 +100,8 @@ def column_type(shape: Shape) -> tuple[pa.DataType, Cast | None, str]:
     items = shape.item.kinds - {"null"} if shape.item else set()
     if kinds <= SCALARS | {"list"} and items <= SCALARS:
         return pa.list_(pa.string()), as_list, "holds lists and single values; each single one became a list."
-    return pa.string(), as_json, ""
+    several = "holds values of several kinds; lists and objects among them are kept as JSON text."
+    return pa.string(), as_json, several if kinds & SCALARS else ""
 
 
 def as_text(value: Any) -> str | None:
