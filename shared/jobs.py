@@ -37,7 +37,7 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from shared import caps, checkpoints, imports, orders, outbox, ranking, settling, workers
+from shared import caps, chains, checkpoints, imports, orders, outbox, ranking, settling, workers
 from shared.budgets import Verdict, verdict
 from shared.errors import NotFound, Refused
 from shared.ids import new_id
@@ -448,14 +448,14 @@ def retry(db: Session, job: Job, actor: str, checkpoint_id: str | None = None) -
 def delete(db: Session, job: Job, actor: str) -> None:
     """Hides an ended job and gives its checkpoints up; the sweep removes their bytes.
 
-    Raises Refused while it runs or another job needs one of its checkpoints.
+    Raises Refused while it runs or somebody needs one of its checkpoints: see `shared.chains`.
     """
     job = locked(db, job.id)
     if job.state not in FINAL:
         raise Refused(f"{job.id} is {job.state}; cancel it before you delete it.", code="job_is_not_final")
     checkpoints.lock(db, job.id)
-    if user := orders.using_checkpoints_of(db, job.id):
-        raise Refused(f"{user} still needs a checkpoint of {job.id}.", code="checkpoint_in_use")
+    if told := chains.needed_by(db, job):
+        raise Refused(told, code="checkpoint_in_use")
     job.deleted_at = clock(db)
     settling.give_up(db, job)
     note(db, job, actor, "deleted")

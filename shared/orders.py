@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from shared import base_models, checkpoints, datasets, resources, sampling
 from shared import recipe as recipes
 from shared.errors import Refused
 from shared.ids import new_id
 from shared.spec import Spec, resolve
-from shared.tables import BaseModel, Checkpoint, DatasetVersion, File, Job, Kind, Ready, Slot, State
+from shared.tables import BaseModel, Checkpoint, DatasetVersion, File, Job, Kind, Ready, Slot
 
 PREFIXES = {
     Kind.TRAIN: "ftjob-",
@@ -382,12 +382,3 @@ def again(job: Job, actor: str, resume_checkpoint_id: str | None = None) -> Orde
         retry_of=job.id,
         asked=job.asked,
     )
-
-
-def using_checkpoints_of(db: Session, job_id: str) -> str | None:
-    """The id of an unfinished job that starts from a checkpoint of that job, if any."""
-    own = select(Checkpoint.id).where(Checkpoint.job_id == job_id)
-    unfinished = (State.QUEUED, State.RUNNING, State.PAUSED)
-    needs = col(Job.checkpoint_id).in_(own) | col(Job.resume_checkpoint_id).in_(own)
-    waiting = select(Job.id).where(needs, col(Job.state).in_(unfinished))
-    return db.exec(waiting.limit(1)).first()

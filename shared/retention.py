@@ -1,8 +1,9 @@
 """Which checkpoints of an ended job are kept, and the giving up of the rest.
 
 A team keeps the best few of each job by its metric, the last one, and every one that is pinned or in use: the
-job's own best, and what another job or a schedule starts from, answers with, judges or exports. The others go a
-day after the job's end. The row says so first (`deleted_at`); the bytes go after, whatever dies in between.
+job's own best, and what another job or a schedule starts from, answers with, judges or exports, and what lies
+under somebody's adapter. The others go a day after the job's end. The row says so first (`deleted_at`); the
+bytes go after, whatever dies in between.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
-from shared import base_models, checkpoints, jobs
+from shared import base_models, chains, checkpoints, jobs
 from shared.errors import Refused
 from shared.leases import clock
 from shared.recipe import recipes
@@ -64,8 +65,8 @@ def kept(db: Session, job: Job, stored: Sequence[Checkpoint]) -> dict[str, str]:
 
 
 def in_use(db: Session, team_id: str, ids: Sequence[str]) -> set[str]:
-    """Those checkpoints that another job or a schedule names."""
-    found: set[str] = set()
+    """Those checkpoints that another job or a schedule names, or an adapter stands on."""
+    found = set(chains.standing_on(db, ids))
     for names in (Job.checkpoint_id, Job.resume_checkpoint_id):
         named = select(names).where(col(names).in_(ids), col(Job.deleted_at).is_(None))
         found |= {name for name in db.exec(named.distinct()) if name}

@@ -246,6 +246,8 @@ def start_of(db: Session, job: Job) -> Start:
     while below is not None and below.adapter:
         came_from = db.exec(select(Job.checkpoint_id).where(Job.id == below.job_id)).first()
         below = db.get(Checkpoint, came_from) if came_from else None
+    if below is not None and below.deleted_at is not None:
+        raise Refused(f"The weights under the adapter {checkpoint.id} are deleted.", param="model")
     return Start(base, below, checkpoint)
 
 

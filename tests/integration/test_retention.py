@@ -213,7 +213,7 @@ def test_a_job_is_not_deleted_from_under_one_that_begins_to_use_its_checkpoint(t
         until(lambda: waits_for_a_lock(db), 10, "the deletion waits")
         db.commit()
     thread.join(10)
-    assert refused == [f"{user.id} still needs a checkpoint of {job.id}."]
+    assert refused == [f"{user.id} still needs a checkpoint of {job.id}. Cancel that job, or wait for it."]
     assert left(job.id) == sorted(LOSSES)
 
 

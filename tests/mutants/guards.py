@@ -15,6 +15,7 @@ DELIVERIES = "tests/integration/webhooks/test_deliveries.py::"
 DISKS = "tests/integration/test_disks.py::"
 RETENTION = "tests/integration/test_retention.py::"
 IMPORTS = "tests/integration/test_imports.py::"
+CHAINS = "tests/integration/test_chains.py::"
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,14 @@ GUARDS = [
         """    why |= dict.fromkeys(in_use(db, job.team_id, [point.id for point in stored]), "in use")\n""",
         "",
         (RETENTION + "test_a_checkpoint_that_somebody_needs_is_kept",),
+    ),
+    Guard(
+        "what lies under an adapter",
+        "nobody's adapter loses its weights",
+        "shared/chains.py",
+        "    if above := standing_on(db, db.exec(own).all()).values():",
+        "    if above := {}:",
+        (CHAINS + "test_a_chain_is_deleted_from_its_end",),
     ),
     Guard(
         "cause of a full disk",
