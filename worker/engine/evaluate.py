@@ -19,7 +19,7 @@ from shared.recipe import Judged, Learner, Recipe, Scores
 from worker.engine import bootstrap, weights
 from worker.engine.attempt import DONE, Attempt, Stop
 from worker.engine.data import Rows, View, encode, fingerprint, joins_rows, portions, seed_of
-from worker.engine.evaluation import HeldOut, declared, quiet
+from worker.engine.evaluation import HeldOut, declared, quiet, sampled
 from worker.engine.events import Events, finite
 from worker.engine.findings import ByRow, Findings
 from worker.engine.items import Items
@@ -261,19 +261,16 @@ def answered(
             if start >= len(first) and (time.monotonic() > until or any(map(has_media, found.values()))):
                 break
             torch.manual_seed(seed_of(run.attempt.seed, 0, part[0]))
-            samples = zip(part, sampled(run, part), strict=True)
+            samples = zip(part, samples_of(run, part), strict=True)
             run.keep([{"row": place, "sample": cut(one, LONGEST)} for place, one in samples])
             tell(start + len(part), len(order))
     return {place: sample for place, sample in found.items() if sample}
 
 
-def sampled(run: Evaluation, places: list[int]) -> list[dict[str, Any]]:
+def samples_of(run: Evaluation, places: list[int]) -> list[dict[str, Any]]:
     """An answer for each of the rows; {} where the model cannot be asked that."""
-    try:
-        samples = run.recipe.sample(run.learner, View(run.held.rows, places))
-        return samples if len(samples) == len(places) else [{}] * len(places)
-    except (Refused, torch.OutOfMemoryError):
-        return [{}] if len(places) == 1 else [one for place in places for one in sampled(run, [place])]
+    samples = sampled(run.recipe, run.learner, View(run.held.rows, places))
+    return samples if len(samples) == len(places) else [{}] * len(places)
 
 
 def has_media(sample: dict[str, Any]) -> bool:

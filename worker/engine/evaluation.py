@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from shared.errors import Refused
 from shared.recipe import Batch, Item, Learner, Media, Recipe, Scores
 from worker.engine.attempt import Attempt
 from worker.engine.data import MOST_EVALUATED, NOT_ENCODED_WITH, View, code_of, portions, seed_of
@@ -123,9 +124,21 @@ def weights_and_rows(attempt: Attempt, learner: Learner, held: HeldOut, budget: 
 
 
 def samples(recipe: Recipe, learner: Learner, held: HeldOut, seed: int) -> list[dict[str, Any]]:
-    """What the model makes of up to four held-out rows."""
+    """What the model makes of up to four held-out rows; those that it cannot be asked are left out."""
     with quiet(learner, seed):
-        return recipe.sample(learner, held.samples)
+        return [sample for sample in sampled(recipe, learner, held.samples) if sample]
+
+
+def sampled(recipe: Recipe, learner: Learner, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the model makes of the rows: of all together or, where that cannot be, row by row; {} for those that
+    it cannot be asked.
+    """
+    try:
+        return recipe.sample(learner, rows)
+    except (Refused, torch.OutOfMemoryError):
+        if len(rows) == 1:
+            return [{}]
+    return [one for place in range(len(rows)) for one in sampled(recipe, learner, View(rows, [place]))]
 
 
 def kept(value: Any, folder: Path) -> Any:
