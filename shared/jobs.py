@@ -37,7 +37,7 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from shared import caps, chains, checkpoints, imports, orders, outbox, ranking, settling, workers
+from shared import caps, chains, checkpoints, imports, orders, outbox, positions, ranking, settling, workers
 from shared.budgets import Verdict, verdict
 from shared.errors import NotFound, Refused
 from shared.ids import new_id
@@ -462,8 +462,8 @@ def delete(db: Session, job: Job, actor: str) -> None:
 
 
 def position(db: Session, job: Job) -> int | None:
-    """How many jobs are claimed before it, plus one, if teams take turns; None: it is not in the queue."""
-    return ranking.position(db, job) if job.state == State.QUEUED else None
+    """Its place in the queue, counted from 1; None: it is not in it."""
+    return positions.position(db, job) if job.state == State.QUEUED else None
 
 
 # --- details ----------------------------------------------------------------------------------------

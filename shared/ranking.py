@@ -24,7 +24,6 @@ from shared.tables import Job, State
 
 WINDOW_SECONDS = 86_400
 LEAST_SECONDS = 60  # an attempt counts at least this much, so that teams alternate at once
-MOST_COUNTED = 10_000  # jobs of a team before one of its own
 PATIENCE_SECONDS = 600  # after which a wide job whose turn it is has a worker's slots kept free for it
 ANY = Offer(slots=1_000_000, gpus=1_000_000, gpu_bytes=2**62)  # for the order alone
 
@@ -77,17 +76,6 @@ HEADS = f"""
                           ORDER BY j.rank_at, j.id LIMIT 1) head
       LEFT JOIN used ON used.team_id = room.team_id
      ORDER BY seconds, head.rank_at, head.id"""  # noqa: S608 - constants of this file
-
-
-OWN_BEFORE = f"""
-    SELECT count(*) FROM (
-        SELECT FROM jobs j WHERE j.team_id = :team AND (j.rank_at, j.id) < (:rank_at, :id) AND {READY} LIMIT :most
-    ) found"""  # noqa: S608 - constants of this file
-
-WAITING = f"""
-    SELECT team_id, (SELECT count(*) FROM (
-               SELECT FROM jobs j WHERE j.team_id = teams.team_id AND {READY} LIMIT :most) found) AS waiting
-      FROM unnest(CAST(:teams AS text[])) AS teams (team_id)"""  # noqa: S608 - constants of this file
 
 
 @dataclass(frozen=True)
@@ -153,27 +141,6 @@ def used(db: Session, slot: str) -> dict[str, float]:
     """
     known = {"slot": slot, "window": WINDOW_SECONDS, "least": 0}
     return {row.team_id: float(row.seconds) for row in db.connection().execute(text(USED), known)}
-
-
-def position(db: Session, job: Job) -> int:
-    """Its place in the queue if teams take turns from now on, counted from 1."""
-    return sum(ahead(db, job)) + 1
-
-
-def ahead(db: Session, job: Job) -> tuple[int, int]:
-    """How many jobs are claimed before it if teams take turns from now on: (of its team, of others).
-
-    Of its own team it counts up to `MOST_COUNTED`.
-    """
-    turn = [head.team_id for head in heads(db, str(job.slot))]
-    mine = turn.index(job.team_id) if job.team_id in turn else len(turn)
-    known = {"slot": str(job.slot), "team": job.team_id, "rank_at": job.rank_at, "id": job.id}
-    own = db.connection().execute(text(OWN_BEFORE), known | {"most": MOST_COUNTED}).scalar_one()
-    teams = [team_id for team_id in turn if team_id != job.team_id]
-    known = {"slot": str(job.slot), "teams": teams, "most": own + 1}
-    waiting = {row.team_id: row.waiting for row in db.connection().execute(text(WAITING), known)}
-    others = sum(min(waiting[team_id], own + (turn.index(team_id) < mine)) for team_id in teams)
-    return own, others
 
 
 def waiting(db: Session, slot: str, most: int) -> int:

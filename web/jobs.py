@@ -7,7 +7,7 @@ from flask import Blueprint, flash, g, redirect, render_template, request
 from sqlmodel import Session, col, or_, select
 from werkzeug.wrappers import Response
 
-from shared import jobs, queue, ranking
+from shared import jobs, positions, queue
 from shared.db import transaction
 from shared.errors import NotFound, Refused
 from shared.recipe import recipes
@@ -114,7 +114,7 @@ def wanted(view: str, args: Any) -> Any:
 def add_positions(db: Session, lines: list[Line]) -> None:
     """Each waiting job's place in the queue."""
     for line in [line for line in lines if line.job.state is State.QUEUED][:20]:
-        line.position = ranking.position(db, line.job)
+        line.position = positions.position(db, line.job)
 
 
 def add_scores(db: Session, lines: list[Line]) -> None:

@@ -6,20 +6,16 @@ say of themselves and from how long jobs took lately: where neither is known, no
 
 import heapq
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, select
 
-from shared import caps, imports, ranking, resources, room, workers
+from shared import caps, imports, positions, ranking, resources, room, workers
 from shared.columns import now
-from shared.tables import Attempt, Job, JobDependency, Outcome, Slot, State, Worker
+from shared.tables import Attempt, Job, JobDependency, Slot, State, Worker
 from web.words import plural, span
 
-LATELY = timedelta(days=14)
-PAST = 200  # ended attempts from which the usual length is told
 NAMED = 3  # own jobs ahead, and workers, that are named
 HELD = "It waits for another job to end."
 
@@ -56,7 +52,7 @@ class Outlook:
         """Its position in words."""
         if self.position is None:
             return "–"
-        most = ranking.MOST_COUNTED
+        most = positions.MOST_COUNTED
         return f"{self.position:,}" if self.position <= most else f"over {most:,}"
 
 
@@ -86,7 +82,7 @@ class Scene:
     occupied: dict[str, int]
     used: dict[str, float]  # {team: seconds within the last day}
     running: list[Running]
-    usual: float | None  # seconds that a job takes
+    usual: positions.Usual
 
 
 def scene(db: Session, slot: Slot) -> Scene:
@@ -94,7 +90,7 @@ def scene(db: Session, slot: Slot) -> Scene:
     alive = list(workers.alive(db))
     takers = [w for w in alive if w.draining_at is None and not w.note]
     busy = workers.taken(db, slot, [w.id for w in takers])
-    usual = usual_length(db, slot)
+    usual = positions.usual(db, slot)
     return Scene(
         slot=slot,
         workers=alive,
@@ -102,21 +98,9 @@ def scene(db: Session, slot: Slot) -> Scene:
         caps=caps.of(db, slot),
         occupied=caps.occupied(db, slot),
         used=ranking.used(db, str(slot)),
-        running=running(db, slot, usual),
+        running=running(db, slot, usual.seconds),
         usual=usual,
     )
-
-
-def usual_length(db: Session, slot: Slot) -> float | None:
-    """The median length of the last attempts that succeeded, whoever's they were."""
-    took = func.extract("epoch", col(Attempt.ended_at) - col(Attempt.started_at))
-    ended = (
-        select(took)
-        .where(Attempt.outcome == Outcome.SUCCEEDED, col(Attempt.ended_at) > now() - LATELY)
-        .where(col(Attempt.slots)[0].astext == str(slot))
-    )
-    lengths = [float(length) for length in db.exec(ended.order_by(col(Attempt.ended_at).desc()).limit(PAST))]
-    return statistics.median(lengths) if lengths else None
 
 
 def running(db: Session, slot: Slot, usual: float | None) -> list[Running]:
@@ -137,12 +121,12 @@ def outlook(db: Session, job: Job, at: Scene | None = None) -> Outlook:
     at = at or scene(db, job.slot)
     if held := held_back(db, job):
         return Outlook(HELD, held_by=held)
-    own, others = ranking.ahead(db, job)
-    reason, never = why(job, at, own + others)
+    before = positions.ahead(db, [job], at.usual)[job.id]
+    reason, never = why(job, at, before.position - 1)
     if never:
-        return Outlook(reason, own + others + 1)
-    told = sentences(db, job, at, own, others)
-    return Outlook(reason, own + others + 1, seconds(job, at, own, others), ahead=told)
+        return Outlook(reason, before.position)
+    told = sentences(db, job, at, before.own, before.others)
+    return Outlook(reason, before.position, seconds(job, at, before.own, before.others), ahead=told)
 
 
 def held_back(db: Session, job: Job) -> list[Held]:
@@ -282,7 +266,7 @@ def seconds(job: Job, at: Scene, own: int, others: int) -> float | None:
     able = holders(job, at)
     if not able:
         return None
-    usual = math.inf if at.usual is None else at.usual
+    usual = math.inf if at.usual.seconds is None else at.usual.seconds
     slots = {worker_id: [0.0] * at.free[worker_id] for worker_id in able}
     for one in at.running:
         if one.worker_id in able:

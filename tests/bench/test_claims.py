@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import SQLModel, select
 
-from shared import jobs, ranking
+from shared import jobs, positions, ranking
 from shared.tables import Job, Kind, State
 from tests.bench import sections
 from tests.factories import a_job, a_team, a_worker
@@ -48,7 +48,7 @@ def test_claims(db, queued):
     fill(db, teams, 1, first=queued + 1)
     last = db.exec(select(Job).where(Job.state == State.QUEUED, Job.id == f"export-{queued + 1}")).one()
     started = time.perf_counter()
-    ranking.position(db, last)
+    positions.position(db, last)
     placed = time.perf_counter() - started
     p50, p99 = (sections.percentile(taken, share) * 1000 for share in (0.5, 0.99))
     ROWS.append(f"| {queued:,} | {p50:.1f} | {p99:.1f} | {counted * 1000:.1f} | {placed * 1000:.1f} |")

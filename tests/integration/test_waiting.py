@@ -300,12 +300,3 @@ def test_caps_and_drains_at_the_shell():
     with transaction() as db:
         assert caps.of(db, Slot.COMPUTE) == {team.id: 2}
         assert workers.takers(db) == []
-
-
-def test_positions_count_as_if_teams_took_turns(db):
-    many, few = a_team(db), a_team(db)
-    long = [queued(db, many) for _ in range(4)]
-    short = [queued(db, few) for _ in range(2)]
-    assert [jobs.position(db, job) for job in long] == [1, 3, 5, 6]
-    assert [jobs.position(db, job) for job in short] == [2, 4]
-    assert jobs.position(db, queued(db, many, state=State.PAUSED)) is None
