@@ -422,27 +422,35 @@ def resume(db: Session, job: Job, actor: str) -> Job:
     return job
 
 
-def retry(db: Session, job: Job, actor: str, checkpoint_id: str | None = None) -> Job:
-    """A new job for the same order, same seed. With a checkpoint of the old one it goes on from there, as if
-    that had never ended. Raises Refused while the old one may still succeed.
+def retry(
+    db: Session,
+    job: Job,
+    actor: str,
+    checkpoint_id: str | None = None,
+    *,
+    created_by: str | None = None,
+    key: str | None = None,
+) -> Job:
+    """A new job of that person for the same order, same seed. With a checkpoint of the old one it goes on from
+    there, as if that had never ended. The same key gives the same job. Raises Refused while the old one may still
+    succeed.
     """
     if job.state not in FINAL:
         raise Refused(f"{job.id} is {job.state}; cancel it first.", code="job_is_not_final")
-    if checkpoint_id is not None:
-        return submit(db, orders.again(job, actor, checkpoints.to_resume(db, job, checkpoint_id).id))
-    if job.kind == Kind.EXPORT:
+    if job.kind == Kind.EXPORT and checkpoint_id is None:
         checkpoint = db.exec(select(Checkpoint).where(Checkpoint.id == job.checkpoint_id)).one()
-        return submit_export(db, checkpoint=checkpoint, form=job.asked["form"], created_by=job.created_by)
-    if job.kind == Kind.IMPORT:
+        return submit_export(db, checkpoint=checkpoint, form=job.asked["form"], created_by=created_by)
+    if job.kind == Kind.IMPORT and checkpoint_id is None:
         return submit_import(
             db,
             team_id=job.team_id,
             version_id=job.dataset_version_id,
             base_model_id=job.base_model_id,
             file_id=job.file_id,
-            created_by=job.created_by,
+            created_by=created_by,
         )
-    return submit(db, orders.again(job, actor))
+    goes_on = checkpoints.to_resume(db, job, checkpoint_id).id if checkpoint_id else None
+    return submit(db, orders.again(job, actor, created_by, goes_on), key)
 
 
 def delete(db: Session, job: Job, actor: str) -> None:

@@ -355,9 +355,11 @@ def use_file(db: Session, order: Order) -> str:
     return file.id
 
 
-def again(job: Job, actor: str, resume_checkpoint_id: str | None = None) -> Order:
-    """The order that this job was, to be submitted once more with the same seed; where it goes on with another
-    training, that one too.
+def again(
+    job: Job, actor: str, created_by: str | None = None, resume_checkpoint_id: str | None = None
+) -> Order:
+    """The order that this job was, to be submitted once more with the same seed, as the job of whoever asks now;
+    where it goes on with another training, that one too.
     """
     return Order(
         team_id=job.team_id,
@@ -377,7 +379,7 @@ def again(job: Job, actor: str, resume_checkpoint_id: str | None = None) -> Orde
         needs={name: value for name, value in job.resources.items() if name != "processes"},
         max_run_seconds=job.max_run_seconds,
         resume_checkpoint_id=resume_checkpoint_id or job.resume_checkpoint_id,
-        created_by=job.created_by,
+        created_by=created_by,
         actor=actor,
         retry_of=job.id,
         asked=job.asked,

@@ -139,14 +139,15 @@ def prioritise(job_id: str) -> Response:
 
 
 @api.post("/fine_tuning/jobs/<job_id>/retry")
-@wire.operation(shapes.FineTuningJob, body=shapes.Retry)
+@wire.operation(shapes.FineTuningJob, body=shapes.Retry, idempotent=True)
 def retry(job_id: str) -> Response:
     """A new job for the same order, from the start or going on from a checkpoint of the ended one."""
+    key = wire.idempotency_key()
 
     def again(db: Session, job: Job) -> Job:
         asked = wire.body(shapes.Retry) if request.get_data() else shapes.Retry()
         wanted = checkpoints.last(db, job) if asked.checkpoint == "last" else asked.checkpoint
-        return jobs.retry(db, job, g.caller.actor, wanted)
+        return jobs.retry(db, job, g.caller.actor, wanted, created_by=g.caller.user_id, key=key)
 
     return told(job_id, again)
 

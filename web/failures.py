@@ -164,14 +164,14 @@ def changes(job: Job) -> dict[str, Any]:
     return {}
 
 
-def mended(job: Job, actor: str) -> Order:
+def mended(job: Job, actor: str, created_by: str | None) -> Order:
     """The order that this failed job was, with what its button changes. Raises Refused where it changes nothing."""
     told = changes(job)
     if job.state is not State.FAILED or not told:
         raise Refused(
             f"Nothing is known to change about {job.id}. Choose its settings by «Clone».", param="id"
         )
-    order = orders.again(job, actor)
+    order = orders.again(job, actor, created_by)
     asked = dict(order.asked)
     if isinstance(asked.get("hyperparameters"), dict):
         asked["hyperparameters"] = asked["hyperparameters"] | told

@@ -251,7 +251,9 @@ def retry(job_id: str) -> Response:
     """The same order again, as a new job; with `checkpoint` it goes on from there."""
     checkpoint = request.form.get("checkpoint") or None
     with transaction() as db:
-        job = jobs.retry(db, own(db, job_id), g.caller.actor, checkpoint)
+        job = jobs.retry(
+            db, own(db, job_id), g.caller.actor, checkpoint, created_by=g.caller.user_id, key=nonce()
+        )
     queue.wake(job.slot)
     if job.team_id != g.caller.team_id:
         flash("Another team's import of it is under way already; this one waits for that.", "good")
@@ -261,11 +263,18 @@ def retry(job_id: str) -> Response:
     return redirect(f"/jobs/{job.id}", 303)
 
 
+def nonce() -> str | None:
+    """The key of the form that was sent: its second click is no second order."""
+    sent = request.form.get("nonce")
+    return f"form-{sent}" if sent else None
+
+
 @pages.post("/jobs/<job_id>/mend")
 def mend(job_id: str) -> Response:
     """A failed job again, with the setting changed that its card names."""
     with transaction() as db:
-        job = jobs.submit(db, failures.mended(own(db, job_id), g.caller.actor))
+        order = failures.mended(own(db, job_id), g.caller.actor, g.caller.user_id)
+        job = jobs.submit(db, order, nonce())
     queue.wake(job.slot)
     flash(f"This is a new job with that one setting changed. The old one is {job_id}.", "good")
     return redirect(f"/jobs/{job.id}", 303)

@@ -1,5 +1,7 @@
 """What stands around every page: the rail with the team, and how values read."""
 
+import secrets
+
 from flask import Blueprint, g
 from sqlmodel import col, func, select
 
@@ -56,6 +58,12 @@ def rail() -> dict:
 
 
 pages.add_app_template_test(is_whole, "whole")
+
+
+@pages.app_template_global()
+def nonce() -> str:
+    """What a form carries so that it counts once, however often it is sent."""
+    return secrets.token_urlsafe(16)
 
 
 @pages.app_template_global()
