@@ -130,6 +130,7 @@ FIELDS = {  # the parameter that is wrong: the button's words
     "model": "Choose another model",
 }
 SHORTEST_ROW = 16
+SAME_STEPS = {"learning_rate"}  # knobs that leave the steps of a training what they were
 
 
 def wrong_field(job: Job) -> str:
@@ -165,13 +166,17 @@ def changes(job: Job) -> dict[str, Any]:
 
 
 def mended(job: Job, actor: str, created_by: str | None) -> Order:
-    """The order that this failed job was, with what its button changes. Raises Refused where it changes nothing."""
+    """The order that this failed job was, with what its button changes; where that makes other steps, from the
+    first one on. Raises Refused where it changes nothing.
+    """
     told = changes(job)
     if job.state is not State.FAILED or not told:
         raise Refused(
             f"Nothing is known to change about {job.id}. Choose its settings by «Clone».", param="id"
         )
     order = orders.again(job, actor, created_by)
+    if not told.keys() <= SAME_STEPS:
+        order = replace(order, resume_checkpoint_id=None)
     asked = dict(order.asked)
     if isinstance(asked.get("hyperparameters"), dict):
         asked["hyperparameters"] = asked["hyperparameters"] | told

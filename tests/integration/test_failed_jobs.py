@@ -76,6 +76,16 @@ def test_a_retry_changes_the_one_setting_that_it_names(team, member, code, label
     assert {name: made.spec[name] for name in SPEC} == SPEC | changed
 
 
+@pytest.mark.parametrize(
+    ("code", "kept"), [("host_out_of_memory", False), ("out_of_memory", False), ("diverged", True)]
+)
+def test_with_other_steps_it_goes_on_from_no_checkpoint_of_the_old_ones(team, member, code, kept):
+    with transaction() as db:
+        point = a_checkpoint(db, a_job(db, team, state=State.FAILED), manifest=STATE)
+        job = failed(db, team, code, resume_checkpoint_id=point.id)
+    assert pressed(member, job.id).resume_checkpoint_id == (point.id if kept else None)
+
+
 def test_a_crash_is_resumed_from_its_newest_checkpoint(team, member):
     with transaction() as db:
         job = failed(db, team, "poison", progress={"step": 1300})
