@@ -335,7 +335,9 @@ def forget_objects(db: Session, base: BaseModel) -> None:
     )
     prefix = base.prefix
     if prefix and not db.exec(others.limit(1)).first():
-        event.listen(db, "after_commit", lambda _: storage.delete_prefix(prefix), once=True)
+        event.listen(
+            db, "after_commit", lambda _: storage.let_go(lambda: storage.delete_prefix(prefix)), once=True
+        )
 
 
 def in_use(message: str) -> Refused:

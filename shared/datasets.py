@@ -155,7 +155,7 @@ def new_version(file: File, name: str) -> File:
                 created_by=file.created_by,
             )
     if known is not None:
-        storage.delete(file.key)
+        storage.let_go(lambda: storage.delete(file.key))
         return known
     queue.wake(job.slot)
     return file

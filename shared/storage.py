@@ -12,10 +12,12 @@ with it. Clients are made on first use in each process. Memory stays bounded wha
 
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,6 +29,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from shared.deadline import within as done_within
 from shared.errors import Refused
 from shared.settings import settings
 
@@ -44,9 +47,19 @@ CONFIG = Config(
     read_timeout=30,
     max_pool_connections=32,
 )
+SOON = 0.8  # seconds that a page waits for the store
+HURRIED = CONFIG.merge(
+    Config(
+        retries={"mode": "standard", "total_max_attempts": 1},
+        connect_timeout=SOON - 0.1,
+        read_timeout=SOON - 0.1,
+    )
+)
 TRANSFER = TransferConfig(multipart_threshold=2 * PART, multipart_chunksize=2 * PART, max_concurrency=4)
 
 
+log = logging.getLogger(__name__)
+hurry: ContextVar[bool] = ContextVar("hurry", default=False)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -276,13 +289,51 @@ def bucket() -> str:
     return settings().s3_bucket
 
 
+@contextmanager
+def hurried() -> Generator[None]:
+    """What is asked inside is asked once and has to begin to come at once: somebody waits for a page."""
+    before = hurry.set(True)
+    try:
+        yield
+    finally:
+        hurry.reset(before)
+
+
+def soon(action: Callable[[], T], seconds: float = SOON) -> T:
+    """The action's value, for a page. Raises what it raises, and Away where the store lets it wait for longer."""
+
+    def hastily() -> T:
+        with hurried():
+            return action()
+
+    try:
+        return done_within(seconds, hastily)
+    except TimeoutError:
+        raise Away(f"The store did not answer within {seconds:g} s.") from None
+
+
+def let_go(action: Callable[[], object]) -> None:
+    """Deletes what no row names any more. With a store that is away it goes on behind the caller's back, and what
+    it does not reach stays.
+    """
+
+    def delete_it() -> None:
+        try:
+            action()
+        except Away as away:
+            log.warning("Something that was deleted stays in the store: %s", away)
+
+    with suppress(TimeoutError):
+        done_within(SOON, delete_it)
+
+
 def client() -> Any:
     """This process's client; threads may share it."""
-    return connected(settings().s3_endpoint)
+    return connected(settings().s3_endpoint, HURRIED if hurry.get() else CONFIG)
 
 
 @lru_cache(maxsize=8)
-def connected(endpoint: str) -> Any:
+def connected(endpoint: str, config: Config = CONFIG) -> Any:
     """A client for an address of the store."""
     known = settings()
     return boto3.session.Session().client(
@@ -290,7 +341,7 @@ def connected(endpoint: str) -> Any:
         endpoint_url=endpoint,
         aws_access_key_id=known.aws_access_key_id,
         aws_secret_access_key=known.aws_secret_access_key,
-        config=CONFIG,
+        config=config,
     )
 
 

@@ -63,7 +63,6 @@ def delete_after_commit(db: Session, keys: Sequence[str]) -> None:
     """The objects go once the rows are gone for good; what a crash leaves behind is swept as orphans."""
 
     def remove(_: Session) -> None:
-        for key in keys:
-            storage.delete(key)
+        storage.let_go(lambda: [storage.delete(key) for key in keys])
 
     event.listen(db, "after_commit", remove, once=True)

@@ -11,6 +11,7 @@ from werkzeug.test import TestResponse
 from shared import sessions
 from shared.db import transaction
 from shared.tables import User
+from web import create_app
 from web.policy import SESSION_KEY
 
 LABELLED = [{"text": f"row {n}", "label": "yes" if n % 2 else "no"} for n in range(12)]
@@ -45,6 +46,13 @@ class Visitor:
     def sign_in(self, email: str, password: str, **more: Any) -> TestResponse:
         """Through the door."""
         return self.post("/sign-in", "/sign-in", email=email, password=password, **more)
+
+
+def cookies(user: User) -> dict[str, str]:
+    """What the browser keeps in which somebody is signed in."""
+    cookie = Visitor(create_app(testing=True), user).client.get_cookie("burnish")
+    assert cookie is not None
+    return {"burnish": cookie.value}
 
 
 class Api:

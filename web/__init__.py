@@ -12,10 +12,11 @@ from flask import Blueprint, Flask, Response, current_app, g, request
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from shared import migrate
+from shared import migrate, storage
 from shared.errors import Refused
 from shared.settings import Settings, settings
 from web import accounts, faults, policy
+from web.pulse import Pulse, guard
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -30,6 +31,8 @@ def create_app(*, testing: bool = False) -> Flask:
     app.testing = testing
     configure(app, limits)
     app.before_request(begin)
+    pulse = Pulse()
+    guard(app, pulse)
     policy.guard(app)
     accounts.limiter.init_app(app)
     csrf = CSRFProtect(app)
@@ -39,6 +42,10 @@ def create_app(*, testing: bool = False) -> Flask:
             csrf.exempt(blueprint)  # bearer tokens alone: a browser never sends one by itself
     faults.install(app)
     app.after_request(finish)
+    if not testing:
+        pulse.start()
+        with storage.hurried():
+            storage.client()  # it takes a while to make
     return app
 
 

@@ -48,17 +48,20 @@ def show() -> str:
         words, files = words_for(db, rows), stored(db, rows)
         version = db.get_one(DatasetVersion, rows[0].dataset_version_id)
         dataset = db.get_one(Dataset, version.dataset_id)
+    store = Patience()
     models = [
-        Contender(letter, job, words[job.id], report(job, files.get((job.id, "report"))))
+        Contender(letter, job, words[job.id], report(store, job, files.get((job.id, "report"))))
         for letter, job in zip(LETTERS, rows, strict=False)
     ]
     done = [(model, model.report) for model in models if model.report]
-    told = [results(files.get((model.job.id, "results")), RESULTS_BYTES // len(done)) for model, _ in done]
+    most = RESULTS_BYTES // max(1, len(done))
+    told = [results(store, files.get((model.job.id, "results")), most) for model, _ in done]
     differing = comparison.rows([lines for lines, _ in told]) if len(done) > 1 else []
     return render_template(
         "evaluations/compare.html",
         models=models,
         done=[model for model, _ in done],
+        away=store.away,
         dataset=dataset,
         version=version,
         metrics=metrics(recipe, [found for _, found in done]),
@@ -151,7 +154,27 @@ def stored(db: Session, rows: list[Job]) -> dict[tuple[str, str], File]:
     return {(artifact.job_id, artifact.form): file for artifact, file in db.exec(made)}
 
 
-def report(job: Job, file: File | None) -> dict[str, Any] | None:
+class Patience:
+    """The store, for as long as it answers: once it does not, this page asks it nothing more."""
+
+    def __init__(self) -> None:
+        self.away = False
+
+    def read(self, file: File | None, most: int) -> bytes:
+        """The first bytes of a file; none where it is gone or the store is away."""
+        if file is None or not file.bytes or self.away:
+            return b""
+        try:
+            with storage.hurried():
+                return b"".join(storage.stream(file.key, 0, min(most, file.bytes) - 1)[0])
+        except storage.Missing:
+            return b""
+        except storage.Away:
+            self.away = True
+            return b""
+
+
+def report(store: Patience, job: Job, file: File | None) -> dict[str, Any] | None:
     """Its report; without the resamples where the store is away. None before it has succeeded."""
     if job.state is not State.SUCCEEDED:
         return None
@@ -160,20 +183,13 @@ def report(job: Job, file: File | None) -> dict[str, Any] | None:
         "intervals": job.scores.get("intervals") or {},
         "resampled": {},
     }
-    try:
-        whole = json.loads(storage.read(file.key)) if file and file.bytes <= REPORT_BYTES else {}
-    except (storage.Missing, storage.Away):
-        whole = {}
+    small = file if file and file.bytes <= REPORT_BYTES else None
+    whole = json.loads(store.read(small, REPORT_BYTES) or b"{}")
     return told | {name: whole[name] for name in ("resampled", "rows_digest") if name in whole}
 
 
-def results(file: File | None, most: int) -> tuple[list[str], bool]:
+def results(store: Patience, file: File | None, most: int) -> tuple[list[str], bool]:
     """The first lines of an evaluation's results, `most` bytes of them, and whether there are more."""
-    if file is None:
-        return [], False
-    try:
-        head = b"".join(storage.stream(file.key, 0, min(most, file.bytes) - 1)[0])
-    except (storage.Missing, storage.Away):
-        return [], False
+    head = store.read(file, most)
     lines = head[: head.rfind(b"\n") + 1].decode().split("\n")
-    return [line for line in lines if line], file.bytes > most
+    return [line for line in lines if line], bool(head and file and file.bytes > most)

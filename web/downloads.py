@@ -38,12 +38,13 @@ def open_link(token: str) -> Answer:
 
 def shown(key: str | None, name: str) -> Response:
     """A picture or sound of ours, under a name that never means other bytes: browsers show and keep it.
-    Raises NotFound.
+    Raises NotFound, and storage.Away soon: it is a part of a page.
     """
     if key is None:
         raise NotFound("file", name)
     try:
-        answer = ranged(key, name)
+        with storage.hurried():
+            answer = ranged(key, name)
     except storage.Missing:
         raise NotFound("file", name) from None
     answer.mimetype = media.TYPES[name.rsplit(".", 1)[-1]]
@@ -234,15 +235,18 @@ def own_checkpoint(db: Session, checkpoint_id: str) -> tuple[Checkpoint, Job]:
 
 
 def first_lines(db: Session, row: Artifact, count: int) -> Sequence[str]:
-    """The first whole lines of an artifact of one text file; none while the store is away."""
+    """The first whole lines of an artifact of one text file. Raises storage.Away soon."""
     file = db.get(File, row.file_id) if row.file_id else None
     key = file.key if file else f"{row.prefix}{row.manifest[0]['name']}" if row.manifest else ""
-    if not key:
-        return []
-    try:
-        end = min(HEAD, storage.size(key)) - 1
-        head = b"".join(storage.stream(key, 0, end)[0]) if end >= 0 else b""
-    except (storage.Missing, storage.Away):
-        return []
+    head = storage.soon(lambda: head_of(key)) if key else b""
     lines = head.decode("utf-8", "replace").split("\n")
     return [line for line in (lines if len(head) < HEAD else lines[:-1]) if line.strip()][:count]
+
+
+def head_of(key: str) -> bytes:
+    """The first bytes of an object; none where it is gone. Raises storage.Away."""
+    try:
+        end = min(HEAD, storage.size(key)) - 1
+        return b"".join(storage.stream(key, 0, end)[0]) if end >= 0 else b""
+    except storage.Missing:
+        return b""

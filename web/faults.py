@@ -12,6 +12,7 @@ from shared.errors import Refused
 from shared.settings import settings
 from shared.storage import Away, readable_size
 from web import policy
+from web.pulse import Silent
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 5
@@ -32,7 +33,7 @@ def install(app: Flask) -> None:
     app.register_error_handler(SecurityError, strange_host)
     app.register_error_handler(HTTPException, http)
     app.register_error_handler(DataError, cannot_be_stored)
-    for away in (OperationalError, PoolTimeout, Away):
+    for away in (OperationalError, PoolTimeout, Silent, Away):
         app.register_error_handler(away, unavailable)
     app.register_error_handler(Exception, unexpected)
 
@@ -95,9 +96,16 @@ def http(error: HTTPException) -> Response:
 
 
 def unavailable(error: Exception) -> Response:
-    """The database or the store is away: say so, and when to come back."""
-    log.error("a part is away: %s", type(error).__name__, exc_info=error)
-    response = answer("A part of the server is away. Try again in a moment.", 503, code="unavailable")
+    """The database or the store is away: say so, and when to come back. Nothing around the page is asked for."""
+    if not isinstance(getattr(error, "orig", error), Silent):  # of which the log has been told once
+        log.error("a part is away: %s", type(error).__name__, exc_info=error)
+    g.caller = None
+    part = "store" if isinstance(error, Away) else "database"
+    response = answer(
+        f"The {part} does not answer just now. What runs goes on meanwhile. Try again in a moment.",
+        503,
+        code="unavailable",
+    )
     response.headers["Retry-After"] = str(RETRY_SECONDS)
     return response
 

@@ -1,7 +1,9 @@
 """Where people and machines knock first."""
 
-from flask import Blueprint, Response, g, jsonify, redirect, url_for
+from flask import Blueprint, Response, current_app, g, jsonify, redirect, url_for
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.wrappers import Response as Answer
 
 from shared.db import transaction
@@ -17,7 +19,19 @@ def start() -> Answer:
 
 @pages.get("/health")
 def health() -> Response:
-    """200 where the database answers; what a proxy or container asks."""
-    with transaction() as db:
-        db.connection().execute(text("SELECT 1"))
+    """200 where the database answers, else 503 with the reason; what a proxy or container asks."""
+    try:
+        if current_app.extensions["pulse"].silent:
+            return unwell("The database accepts connections and does not answer.")
+        with transaction() as db:
+            db.connection().execute(text("SELECT 1"))
+    except (OperationalError, PoolTimeout):
+        return unwell("The database is away.")
     return jsonify(status="ok")
+
+
+def unwell(reason: str) -> Response:
+    """What is wrong."""
+    response = jsonify(status="unavailable", reason=reason)
+    response.status_code = 503
+    return response

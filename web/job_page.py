@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from flask import Blueprint, Response, jsonify, render_template
 from sqlmodel import Session, col, select
 
-from shared import base_models, checkpoints, events, imports, media, shards
+from shared import base_models, checkpoints, events, imports, media, shards, storage
 from shared.db import transaction
 from shared.recipe import Recipe, recipes, wire_name
 from shared.settings import settings
@@ -245,14 +245,17 @@ def artifacts_of(db: Session, job: Job) -> Sequence[Artifact]:
     return db.exec(made.order_by(col(Artifact.id))).all()
 
 
-def predictions(db: Session, job: Job) -> list[dict[str, Any]]:
-    """The first lines of a batch's output; empty before it is there or while the store is away."""
+def predictions(db: Session, job: Job) -> list[dict[str, Any]] | None:
+    """The first lines of a batch's output; empty before it is there, None while the store is away."""
     from web.downloads import first_lines
 
     if job.kind is not Kind.INFER or job.state not in FINAL:
         return []
     made = [a for a in artifacts_of(db, job) if a.form == "predictions"]
-    return [predicted(line) for line in first_lines(db, made[0], PREVIEW_ROWS)] if made else []
+    try:
+        return [predicted(line) for line in first_lines(db, made[0], PREVIEW_ROWS)] if made else []
+    except storage.Away:
+        return None
 
 
 def predicted(line: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ JSON says the same: the page polls then.
 """
 
 import json
+import logging
 import queue
 import threading
 import time
@@ -16,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session, col, select
 
 from shared import events
@@ -24,6 +26,7 @@ from shared.db import transaction
 from shared.tables import FINAL, Event, Job
 from web.jobs import own
 
+log = logging.getLogger(__name__)
 pages = Blueprint("stream", __name__)
 
 INTERVAL = 0.5  # seconds between two looks at the database
@@ -31,6 +34,7 @@ KEEP_ALIVE = 10
 LONGEST = 60  # seconds of one stream; the browser reconnects with Last-Event-ID
 PLACES = 600  # streams at once in a process: each holds a thread, of which some stay for everything else
 BATCH = 500
+AWAY = (DBAPIError, PoolTimeout)
 WAITING = 1000  # messages that a slow follower may be behind before it is let go
 
 
@@ -86,8 +90,8 @@ class Poller:
                 cursors = dict(self.cursors)
             try:
                 self.look(cursors)
-            except OperationalError:
-                time.sleep(2)  # the database is away; followers are kept alive meanwhile
+            except AWAY:
+                time.sleep(1)  # the database is away; followers are kept alive meanwhile
             time.sleep(INTERVAL)
 
     def look(self, cursors: dict[str, int]) -> None:
@@ -160,6 +164,8 @@ def messages(follower: Follower, cursor: int, first: dict[str, Any]) -> Iterator
                 continue  # read already while catching up
             cursor = number if number is not None else cursor
             yield message(kind, number, data)
+    except AWAY:
+        log.warning("The database is away; the followers of %s come again", follower.job_id)
     finally:
         POLLER.leave(follower)
 

@@ -2,10 +2,12 @@
 
 import time
 
+import httpx
+
 from shared import checkpoints, storage
 from shared.db import transaction
-from shared.tables import State
-from tests.chaos.cluster import WORKERS
+from shared.tables import Artifact, Kind, Ready, State, Team
+from tests.chaos.cluster import WEBS, WORKERS
 from tests.chaos.processes import trainers_of
 from tests.chaos.proxy import Answer, Cut, Flip, Refuse, Slow, Swallow
 from tests.chaos.scenario import scenario
@@ -21,8 +23,10 @@ from tests.chaos.workload import (
     row,
     stored,
 )
-from tests.chaos.world import World
+from tests.chaos.world import World, asked
+from tests.factories import a_file, a_job, a_user
 from tests.services import until
+from tests.visitor import cookies
 
 
 def goes_on_and_catches_up(world: World, job: Submitted, fault, seconds: float) -> None:
@@ -145,6 +149,36 @@ def a_worker_is_cut_off_from_the_store(world: World) -> None:
     job = world.submit(LONG)
     await_checkpoint(job)
     goes_on_and_catches_up(world, job, Swallow(), 8)
+
+
+@scenario(
+    "F30",
+    "the web's links to the store are a black hole for 6 s",
+    "pages that show something of it come within 1.5 s and say what is missing",
+)
+def the_web_is_cut_off_from_the_store(world: World) -> None:
+    running = world.submit(MEDIUM)
+    with transaction() as db:
+        team = db.get_one(Team, world.work.teams[0].id)
+        job = a_job(db, team, Kind.INFER, state=State.SUCCEEDED)
+        file = a_file(db, team, b'{"row": 1, "output": "yes"}\n')
+        made = Artifact(
+            team_id=team.id, job_id=job.id, form="predictions", state=Ready.READY, file_id=file.id
+        )
+        db.add(made)
+        person = a_user(db, team)
+    with httpx.Client(
+        base_url=world.cluster.url(WEBS[0]), cookies=cookies(person), trust_env=False
+    ) as client:
+        assert "yes" in client.get(f"/jobs/{job.id}").text
+        world.hurt()
+        began, ends = time.monotonic(), time.monotonic() + 6
+        with world.cluster.faulty(Swallow(), "seaweedfs", WEBS):
+            while time.monotonic() < ends:
+                world.prober.told.append(asked(client, WEBS[0], f"/jobs/{job.id}"))
+            assert "The store does not answer just now" in client.get(f"/jobs/{job.id}").text
+        world.prober.require_soon(began)
+    world.work.await_end([running], 120)
 
 
 @scenario(

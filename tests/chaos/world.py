@@ -18,6 +18,8 @@ from tests.chaos.workload import LONG, MEDIUM, SHORT, Submitted, Workload
 from tests.receiver import Receiver
 
 PROBE_SECONDS = 0.25
+PAGE_SECONDS = 1.5  # that an answer of the web takes, whatever is away
+TICK = 0.02
 SETTLE_SECONDS = 150.0
 
 
@@ -30,6 +32,7 @@ class Probe:
     status: int
     seconds: float
     honest: bool  # no trace of a fault of ours in the body
+    path: str = ""
 
 
 class Prober:
@@ -39,7 +42,9 @@ class Prober:
         self.work = work
         self.told: list[Probe] = []
         self.over = threading.Event()
+        self.lateness: list[tuple[float, float]] = []
         self.threads = [threading.Thread(target=self.run, args=(web,), daemon=True) for web in WEBS]
+        self.threads.append(threading.Thread(target=self.clock, daemon=True))
         for thread in self.threads:
             thread.start()
 
@@ -55,6 +60,27 @@ class Prober:
         """What was answered from then on."""
         return [probe for probe in self.told if probe.at >= moment]
 
+    def clock(self) -> None:
+        """How late this process wakes, which has as much of this busy machine as the web has."""
+        while not self.over.is_set():
+            began = time.monotonic()
+            time.sleep(TICK)
+            self.lateness.append((began, time.monotonic() - began - TICK))
+
+    def late(self, probe: Probe) -> float:
+        """The seconds of it that the machine had for nobody here."""
+        ends = probe.at + probe.seconds
+        return sum(late for at, late in self.lateness if probe.at <= at <= ends and late > TICK)
+
+    def require_soon(self, began: float) -> None:
+        """Every answer since then is a page or a 503 and took PAGE_SECONDS at most, the machine's lateness aside."""
+        told = self.since(began)
+        assert all(probe.status in (200, 503) for probe in told), {probe.status for probe in told}
+        slow = max(told, key=lambda probe: probe.seconds - self.late(probe))
+        said = f"the slowest of {len(told)} answers, {slow.path}: {slow.seconds:.2f} s ({self.late(slow):.2f} s late)"
+        print(said, flush=True)
+        assert slow.seconds - self.late(slow) < PAGE_SECONDS, said
+
     def close(self) -> None:
         self.over.set()
         for thread in self.threads:
@@ -67,9 +93,9 @@ def asked(client: httpx.Client, web: str, path: str) -> Probe:
     try:
         answer = client.get(path, timeout=15)
     except httpx.TransportError:
-        return Probe(began, web, 0, time.monotonic() - began, honest=True)
+        return Probe(began, web, 0, time.monotonic() - began, honest=True, path=path)
     honest = "Traceback" not in answer.text and "psycopg" not in answer.text
-    return Probe(began, web, answer.status_code, time.monotonic() - began, honest)
+    return Probe(began, web, answer.status_code, time.monotonic() - began, honest, path)
 
 
 @dataclass
@@ -103,6 +129,7 @@ class World:
         self.failures_expected = False
         self.began = time.monotonic()
         self.prober.told.clear()
+        self.prober.lateness.clear()
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> Figures:
         """Heals everything, waits for the jobs, and checks every invariant. Raises AssertionError."""

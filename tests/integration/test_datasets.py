@@ -292,7 +292,7 @@ def test_pictures_are_uploaded_previewed_and_shown_to_their_team_alone(live: Liv
     with transaction() as db:
         team = a_team(db)
         people = a_user(db, team), a_user(db, a_team(db))
-    mine, other = (Visitor(create_app(), person) for person in people)
+    mine, other = (Visitor(create_app(testing=True), person) for person in people)
     pets = zipped(
         {
             "pets/cat/1.png": picture("red", (300, 150)),
