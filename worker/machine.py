@@ -22,6 +22,7 @@ from worker import runner
 from worker.cache import Cache, remove
 from worker.contact import AWAY
 from worker.disk import Disk
+from worker.shelf import Shelf
 from worker.slots import Slots, locked_elsewhere
 from worker.zygote import Trainer, Zygote, sandbox_facts
 
@@ -45,6 +46,7 @@ class Machine:
         self.attempts.mkdir(parents=True, exist_ok=True)
         self.cache = Cache(self.home / "cache")
         self.disk = Disk(self.home, self.cache, round(known.disk_floor_gib * room.GIB), self.promised)
+        self.shelf = Shelf(self.id)
         self.counts = {Slot.COMPUTE: known.compute_slots, Slot.LIGHT: known.light_slots}
         self.slots = Slots(self.home / "slots", self.counts)
         self.devices = gpus()
@@ -117,8 +119,9 @@ class Machine:
         for trip in list(self.trips.values()):
             trip.touch_cached()
         self.disk.relieve()
+        self.shelf.look()
         state, before = self.disk.state(), self.note
-        self.note = room.why_short(state, socket.gethostname()) if room.short(state) else ""
+        self.note = room.why_short(state, socket.gethostname()) if room.short(state) else self.shelf.note
         with transaction() as db:
             known = workers.beat(db, self.id, self.note, state)
         if not known:
