@@ -22,6 +22,7 @@ from worker import runner
 from worker.cache import Cache, remove
 from worker.contact import AWAY
 from worker.disk import Disk
+from worker.rounds import ROUNDS
 from worker.shelf import Shelf
 from worker.slots import Slots, locked_elsewhere
 from worker.zygote import Trainer, Zygote, sandbox_facts
@@ -97,7 +98,9 @@ class Machine:
             workers.register(db, row)
 
     def keep(self) -> None:
-        """Until the end: signs of life, the zygote's health, and a look of its own at each sweep interval."""
+        """Until the end: signs of life, the zygote's health, and at each sweep interval a look of its own, and the
+        rounds where nobody asks for them.
+        """
         looked = time.monotonic()
         while not self.stopping.wait(settings().heartbeat_seconds):
             try:
@@ -107,6 +110,8 @@ class Machine:
                     looked = time.monotonic()
                     for slot in Slot:
                         self.look_soon(slot)
+                    if ROUNDS.missed():
+                        ROUNDS.make_soon()
             except AWAY as away:
                 log.warning("The database is away: %s", away)
             except Exception:

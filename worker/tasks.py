@@ -2,33 +2,32 @@
 
 The process never loads a training library. Its main thread starts the zygote, since a zygote dies with
 the thread that started it; each attempt has a thread; one more keeps the worker's row, the zygote and
-a look of its own at each sweep interval, so that a lost wake-up costs no more than that.
+a look of its own at each sweep interval, so that a lost wake-up costs no more than that; where no sweep is asked
+for, it makes the rounds too.
 """
 
 import logging
-import threading
+import time
 from typing import Any
 
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 
-from shared import queue, ranking, reaper, schedules, storage, workers
+from shared import queue, workers
 from shared.db import transaction
 from shared.tables import Slot
-from worker import janitor, postman
 from worker.contact import AWAY
 from worker.machine import Machine
+from worker.rounds import ROUNDS
 
 log = logging.getLogger(__name__)
 
 app = queue.celery()
-MOST_WAKE_UPS = 20
 
 
 class Here:
     """The machine of this process, once the worker has started."""
 
     machine: Machine | None = None
-    posting = threading.Lock()
 
 
 @worker_init.connect
@@ -78,50 +77,19 @@ def someone_is_free(slot: str, besides: str) -> bool:
 
 @app.task(name=queue.SWEEP)
 def sweep() -> None:
-    """Queues the jobs of lost workers again, and wakes as many slots as there are jobs and free slots."""
-    try:
-        with transaction() as db:
-            lost = reaper.reap(db)
-        if lost:
-            log.warning("%d attempts were lost; their jobs are queued again", lost)
-        with transaction() as db:
-            wanted = {
-                slot: min(ranking.waiting(db, slot, MOST_WAKE_UPS), workers.free_slots(db, slot))
-                for slot in Slot
-            }
-    except AWAY as away:
-        log.warning("The database is away; the next sweep tries again: %s", away)
-        return
-    for slot, count in wanted.items():
-        for _ in range(count):
-            queue.wake(slot)
-    try:
-        janitor.tidy()
-    except (*AWAY, storage.Away) as away:
-        log.warning("What was deleted is removed later: %s", away)
+    """Takes jobs back from lost workers, and removes what was deleted."""
+    ROUNDS.asked_at = time.monotonic()
+    ROUNDS.sweep()
+    ROUNDS.tidy()
 
 
 @app.task(name=queue.TICK)
 def tick() -> None:
     """Submits what the schedules have due."""
-    try:
-        with transaction() as db:
-            submitted = schedules.tick(db)
-    except AWAY as away:
-        log.warning("The database is away; the next tick tries again: %s", away)
-        return
-    for slot in {job.slot for job in submitted}:
-        queue.wake(slot)
+    ROUNDS.tick()
 
 
 @app.task(name=queue.DELIVER)
 def deliver() -> None:
-    """Sends what webhooks and people are to hear; one thread of a worker does so at a time."""
-    if not Here.posting.acquire(blocking=False):
-        return
-    try:
-        postman.deliver()
-    except AWAY as away:
-        log.warning("The database is away; what is due is sent later: %s", away)
-    finally:
-        Here.posting.release()
+    """Sends what webhooks and people are to hear."""
+    ROUNDS.deliver()

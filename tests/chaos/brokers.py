@@ -5,9 +5,10 @@ import time
 import redis
 
 from shared.settings import settings
+from tests.chaos.kills import TAKEOVER_SECONDS
 from tests.chaos.proxy import Delay, Refuse, Reset, Swallow
 from tests.chaos.scenario import scenario
-from tests.chaos.workload import LONG, SHORT, Submitted, attempts, await_step, row
+from tests.chaos.workload import LONG, SHORT, Submitted, attempts, await_checkpoint, await_step, holder, row
 from tests.chaos.world import World
 from tests.services import until
 
@@ -44,6 +45,23 @@ def the_broker_dies(world: World) -> None:
     time.sleep(8)
     world.cluster.begin("valkey")
     started(world)
+
+
+@scenario(
+    "F13", "kill -9 of the broker, then of a worker", "the other worker takes over while the broker is away"
+)
+def the_broker_and_a_worker_die(world: World) -> None:
+    world.overlap, world.intervals = 40.0, 20
+    job = world.submit(LONG)
+    await_checkpoint(job)
+    name = holder(world.cluster, job)
+    world.cluster.kill("valkey")
+    world.hurt()
+    time.sleep(2)  # what was on its way has arrived
+    world.cluster.kill(name)
+    world.hurt()
+    until(lambda: len(attempts(job)) == 2, TAKEOVER_SECONDS + 10, "the other worker takes over")
+    world.cluster.begin("valkey")
 
 
 @scenario("F14", "the broker loses every key", "the same")

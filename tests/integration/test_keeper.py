@@ -1,19 +1,22 @@
 """What a worker's keeper sees to when the store, or whoever asks for sweeps, is away."""
 
 import socket
+from datetime import timedelta
 
 import pytest
 
 from shared import jobs
+from shared.columns import now
 from shared.db import transaction
 from shared.settings import settings
-from shared.tables import Job, Kind, Slot, State, Worker
-from tests.factories import a_job, a_team, a_user
-from tests.integration.runner.runs import again
+from shared.tables import Job, Kind, Outcome, Slot, State, Worker
+from tests.factories import a_job, a_team, a_user, a_worker, an_attempt
+from tests.integration.runner.runs import again, attempts
 from tests.services import until
 from tests.visitor import Visitor
 from web import create_app
 from worker.machine import Machine
+from worker.rounds import ROUNDS
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,21 @@ def machine(running, clean):
 def row_of(machine):
     with transaction() as db:
         return db.get_one(Worker, machine.id)
+
+
+def test_a_dead_worker_s_job_is_taken_over_although_nobody_asks_for_sweeps(machine, monkeypatch):
+    with transaction() as db:
+        job = a_job(db, a_team(db), state=State.RUNNING, resources={"processes": 1, "gpus": 8})
+        held = an_attempt(
+            db, job, a_worker(db), slots=["compute"], lease_expires_at=now() - timedelta(seconds=30)
+        )
+        job.attempt_id = held.id
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(settings(), "sweep_seconds", 0.3)
+        until(lambda: again(job.id).state == State.QUEUED, 20, "the job is taken back")
+    assert attempts(job.id)[0].outcome == Outcome.LOST
+    assert ROUNDS.thread
+    ROUNDS.thread.join(20)
 
 
 def test_while_the_store_is_silent_nothing_is_claimed_and_the_queue_page_says_why(machine, monkeypatch):
