@@ -44,6 +44,7 @@ class Follower:
 
     job_id: str
     inbox: queue.Queue = field(default_factory=lambda: queue.Queue(WAITING))
+    behind: bool = False  # it did not read: its stream ends, and the browser comes again for what it missed
 
 
 class Poller:
@@ -116,6 +117,7 @@ class Poller:
             for follower in self.followers.get(job_id, ()):
                 for message in messages:
                     if follower.inbox.full():
+                        follower.behind = True
                         break
                     follower.inbox.put_nowait(message)
 
@@ -154,7 +156,7 @@ def messages(follower: Follower, cursor: int, first: dict[str, Any]) -> Iterator
         for event in missed(follower.job_id, cursor):
             cursor = event.id or cursor
             yield message("event", event.id, as_json(event))
-        while (left := ends - time.monotonic()) > 0:
+        while not follower.behind and (left := ends - time.monotonic()) > 0:
             try:
                 kind, number, data = follower.inbox.get(timeout=min(KEEP_ALIVE, left))
             except queue.Empty:

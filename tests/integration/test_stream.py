@@ -8,6 +8,7 @@ import pytest
 from shared.db import transaction
 from shared.tables import Event, EventType, Job, State, User
 from tests.factories import a_job, a_team, a_user, an_attempt
+from tests.services import until
 from tests.visitor import Visitor
 from web import create_app, stream
 
@@ -110,3 +111,28 @@ def test_a_follower_that_leaves_ends_the_polling(job: Job):
     assert job.id in stream.POLLER.followers
     coming.close()
     assert job.id not in stream.POLLER.followers
+
+
+def test_a_follower_that_does_not_read_is_let_go_and_misses_nothing(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stream, "WAITING", 2)
+    monkeypatch.setattr(stream, "LONGEST", 6)
+    visitor = member(job)
+    coming = heard(visitor, job)
+    next(coming)
+    said(job, *"123456789")
+    until(lambda: stream.POLLER.cursors.get(job.id), 10, "the poller has handed them out")
+    numbers, last = [], "0"
+    for one in coming:  # until the stream ends
+        if one["event"] == "event":
+            numbers.append(one["data"]["data"]["message"])
+            last = one["id"]
+        if len(numbers) == 1:
+            said(job, "10", first=10)
+    assert numbers == [str(n) for n in range(1, len(numbers) + 1)], "there is a gap in the stream"
+    again = heard(visitor, job, headers={"Last-Event-ID": last})
+    next(again)
+    rest = [next(again)["data"]["data"]["message"] for _ in range(10 - len(numbers))]
+    assert [*numbers, *rest] == [str(n) for n in range(1, 11)]
+    again.close()
