@@ -60,9 +60,10 @@ def update(
     occasions: Sequence[str] | None = None,
     kinds: Sequence[str] | None = None,
 ) -> Webhook:
-    """Changes what is given. Raises Refused naming the field."""
+    """Changes what is given; another address has not failed yet. Raises Refused naming the field."""
     if url is not None:
         outgoing.target(url)
+        webhook.failing_since = webhook.failing_since if url == webhook.url else None
         webhook.url = url
     if occasions is not None:
         webhook.occasions = chosen(Occasion, occasions, "occasions")

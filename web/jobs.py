@@ -36,10 +36,6 @@ VIEWS = {  # filter: word
     "failed": "Failed",
     "background": "Imports and exports",
 }
-CANCELLED = {  # what is said after a cancel, where the job has not ended at once
-    State.RUNNING: "It stops at the end of this step and keeps the checkpoint.",
-    State.QUEUED: "The job is cancelled; its answers so far are made into files.",
-}
 
 
 @dataclass
@@ -191,8 +187,19 @@ def cancel(job_id: str) -> Response:
     with transaction() as db:
         job = jobs.cancel(db, own(db, job_id), g.caller.actor)
     queue.wake(job.slot)
-    flash(CANCELLED.get(job.state, "The job is cancelled."), "good")
+    flash(cancelled(job), "good")
     return redirect(f"/jobs/{job_id}", 303)
+
+
+def cancelled(job: Job) -> str:
+    """What is said after a cancel."""
+    if job.state is State.QUEUED:
+        return "The job is cancelled; its answers so far are made into files."
+    if job.state is not State.RUNNING:
+        return "The job is cancelled."
+    if job.kind is Kind.TRAIN:
+        return "It stops at the end of this step and keeps the checkpoint."
+    return "It stops within moments."
 
 
 @pages.post("/jobs/<job_id>/stop")
@@ -232,8 +239,9 @@ def whole(typed: str) -> int:
 def pause(job_id: str) -> Response:
     """Give its slot back and keep its place to go on from."""
     with transaction() as db:
-        jobs.pause(db, own(db, job_id), g.caller.actor)
-    flash("It pauses at the end of this step.", "good")
+        job = jobs.pause(db, own(db, job_id), g.caller.actor)
+    running = job.state is State.RUNNING
+    flash("It pauses at the end of this step." if running else "The job is paused.", "good")
     return redirect(f"/jobs/{job_id}", 303)
 
 

@@ -13,11 +13,15 @@ from sqlmodel import Session, col, select
 
 from shared import caps, imports, positions, ranking, resources, room, workers
 from shared.columns import now
-from shared.tables import Attempt, Job, JobDependency, Slot, State, Worker
+from shared.tables import Attempt, Job, JobDependency, Outcome, Slot, State, Worker
 from web.words import plural, span
 
 NAMED = 3  # own jobs ahead, and workers, that are named
 HELD = "It waits for another job to end."
+ENDED = {  # an outcome that is no fault of the job's, as the beginning of a sentence
+    Outcome.LOST: "It was lost with its worker",
+    Outcome.RELEASED: "It was given back by its worker",
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def outlook(db: Session, job: Job, at: Scene | None = None) -> Outlook:
     if held := held_back(db, job):
         return Outlook(HELD, held_by=held)
     before = positions.ahead(db, [job], at.usual)[job.id]
-    reason, never = why(job, at, before.position - 1)
+    reason, never = why(db, job, at, before.position - 1)
     if never:
         return Outlook(reason, before.position)
     told = sentences(db, job, at, before.own, before.others)
@@ -147,13 +151,13 @@ def held_by(db: Session, job: Job, other: Job) -> Held:
 # --- why --------------------------------------------------------------------------------------------
 
 
-def why(job: Job, at: Scene, before: int) -> tuple[str, bool]:
+def why(db: Session, job: Job, at: Scene, before: int) -> tuple[str, bool]:
     """In a sentence, why it does not run yet; and whether it never will as things stand."""
     if job.run_after and job.run_after > now():
         if job.disk_bytes and (lacking := what_lacks(job, at)):
             return lacking, True
         rests = span((job.run_after - now()).total_seconds())
-        return f"It failed in a way that passes, and rests for {rests} before the next try.", False
+        return f"{what_ended(db, job)}, and rests for {rests} before the next try.", False
     if lacking := what_lacks(job, at):
         return lacking, True
     able = holders(job, at)
@@ -168,6 +172,14 @@ def why(job: Job, at: Scene, before: int) -> tuple[str, bool]:
         return f"It takes {takes} slots of one worker at once, and none has as many free.", False
     first = f"{plural(before, 'job goes', 'jobs go')} first." if before else "it is next."
     return f"Every {job.slot} slot that could hold it is taken; {first}", False
+
+
+def what_ended(db: Session, job: Job) -> str:
+    """What became of its last attempt, as the beginning of a sentence."""
+    past = select(Attempt.outcome).where(Attempt.job_id == job.id).order_by(col(Attempt.number).desc())
+    last = db.exec(past.limit(1)).first()
+    told = ENDED.get(last) if last else None
+    return told or "It failed in a way that passes"
 
 
 def what_lacks(job: Job, at: Scene) -> str:

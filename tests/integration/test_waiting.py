@@ -66,6 +66,22 @@ def test_a_job_at_its_teams_cap_says_so(db, team):
     assert told.seconds is None
 
 
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (Outcome.LOST, "It was lost with its worker"),
+        (Outcome.RELEASED, "It was given back by its worker"),
+        (Outcome.CRASHED, "It failed in a way that passes"),
+    ],
+)
+def test_a_job_that_rests_says_what_became_of_its_last_try(db, team, outcome, said):
+    worker = a_worker(db)
+    job = queued(db, team, run_after=now() + timedelta(minutes=5))
+    an_attempt(db, job, worker, outcome=Outcome.CRASHED, ended_at=now())
+    an_attempt(db, job, worker, outcome=outcome, ended_at=now())
+    assert waiting.outlook(db, job).reason.startswith(f"{said}, and rests for ")
+
+
 def test_who_goes_first_is_named_of_ones_own_and_numbered_of_others(db, team):
     other = a_team(db, "Secret Team")
     running(db, team, a_worker(db, slots={"compute": 1}), left=60)

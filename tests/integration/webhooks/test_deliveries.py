@@ -173,6 +173,14 @@ def test_a_webhook_without_a_success_for_three_days_is_switched_off_with_the_rea
         assert webhook.off_reason == ""
 
 
+def test_another_address_has_not_failed_yet(house, receiver):
+    with transaction() as db:
+        webhook = webhooks.locked(db, house.team.id, house.webhook.id)
+        webhook.failing_since = failing = now() - outbox.OFF_AFTER
+        assert webhooks.update(db, webhook, url=webhook.url, kinds=["train"]).failing_since == failing
+        assert webhooks.update(db, webhook, url=f"{receiver.url}/elsewhere").failing_since is None
+
+
 def test_a_receiver_that_says_gone_is_not_asked_again(house, receiver):
     fake_delivery(house)
     receiver.answers = [410]
