@@ -22,6 +22,7 @@ from shared.tables import (
     Job,
     Kind,
     Outcome,
+    Ready,
     Slot,
     State,
     Worker,
@@ -320,6 +321,7 @@ def test_a_disk_that_is_full_before_the_data_is_there_is_told_as_such(careless, 
 def test_a_disk_that_becomes_full_in_an_import_is_told_as_such(careless, team, small):
     with transaction() as db:
         version = long_rows(db, team)
+        version.state = Ready.BUILDING
         job = jobs.submit_import(db, team_id=team.id, version_id=version.id, file_id=version.file_id)
     fill(small, 11 * MIB)
     careless.look(Slot.LIGHT)
