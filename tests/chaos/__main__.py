@@ -14,10 +14,12 @@ import traceback
 from pathlib import Path
 
 from tests.chaos import report
-from tests.chaos.invariants import Figures
+from tests.chaos.invariants import Broken, Figures
 from tests.chaos.scenario import Scenario, matrix
 from tests.chaos.soak import soak
 from tests.chaos.world import World, world
+
+BROKEN = "**broken**"
 
 
 def main() -> int:
@@ -43,7 +45,7 @@ def run_matrix(running: World, chosen: list[Scenario], *, keep: bool) -> int:
     failed = 0
     for one in chosen:
         found, seen = run_one(running, one)
-        failed += found is None
+        failed += seen == BROKEN
         if not keep:
             report.matrix([(one.row, one.fault, one.expected, seen, found)])
     return failed
@@ -60,7 +62,7 @@ def run_one(running: World, one: Scenario) -> tuple[Figures | None, str]:
         told = broken if isinstance(broken, AssertionError) else traceback.format_exc()
         print(f"BROKEN {one.name}\n{told}", flush=True)
         recover(running)
-        return None, "**broken**"
+        return broken.figures if isinstance(broken, Broken) else None, BROKEN
     print(f"{time.monotonic() - began:5.0f} s  {one.name}: as expected", flush=True)
     return found, "as expected"
 
@@ -74,15 +76,11 @@ def recover(running: World) -> None:
 def run_soak(running: World, seed: int, minutes: float, *, keep: bool) -> int:
     """One soak; 1 where it failed."""
     print(f"Soak of {minutes:g} minutes with seed {seed}", flush=True)
-    try:
-        soaked = soak(running, seed, minutes, lambda said: print(said, flush=True))
-    except AssertionError as broken:
-        print(broken, flush=True)
-        return 1
-    print(report.table(report.SOAK_HEAD, [report.of_soak(soaked)]), flush=True)
+    soaked = soak(running, seed, minutes, lambda said: print(said, flush=True))
+    print(soaked.problems, report.table(report.SOAK_HEAD, [report.of_soak(soaked)]), sep="\n", flush=True)
     if not keep:
         report.soak(soaked)
-    return 0
+    return 1 if soaked.problems else 0
 
 
 if __name__ == "__main__":

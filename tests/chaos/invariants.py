@@ -292,6 +292,14 @@ class Figures:
     recoveries: list[float] = field(default_factory=list)  # seconds without a step, by each break
 
 
+class Broken(AssertionError):
+    """Some invariant does not hold: what is wrong, with the story of the jobs, and the figures all the same."""
+
+    def __init__(self, problems: str, figures: Figures) -> None:
+        super().__init__(problems)
+        self.figures = figures
+
+
 def figures(seen: Seen, faults: int) -> Figures:
     """The numbers of the published table."""
     ends = Counter(li.job_id for li in seen.lines if li.what == "state" and li.now == State.SUCCEEDED)

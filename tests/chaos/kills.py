@@ -114,7 +114,7 @@ def a_web_is_killed_after_a_submit(world: World) -> None:
     for pid in children(world.cluster.pid(WEBS[0])):
         os.kill(pid, signal.SIGKILL)
     world.hurt()
-    until(world.cluster.supervisor.children[WEBS[0]].program.ready, 20, "gunicorn has new workers")
+    until(world.cluster.supervisor.children[WEBS[0]].program.ready, 60, "gunicorn has new workers")
     until(lambda: row(job).started_at, settings().sweep_seconds + 5, "a sweep finds the job")
 
 

@@ -18,7 +18,7 @@ MATRIX_HEAD = (
     "steps repeated", "longest recovery, s",
 )  # fmt: skip
 SOAK_HEAD = (
-    "seed", "minutes", "faults injected", "jobs", "lost", "doubled", "overlap, s", "steps repeated",
+    "seed", "minutes", "faults injected", "jobs", "invariants", "lost", "doubled", "overlap, s", "steps repeated",
     "recovery p50, s", "recovery p95, s", "which faults",
 )  # fmt: skip
 KEPT_SOAKS = 12
@@ -60,8 +60,8 @@ def of_soak(soaked: Soaked) -> tuple[str, ...]:
     found = soaked.figures
     kinds = ", ".join(f"{count} × {name}" for name, count in soaked.faults.most_common())
     return (
-        str(soaked.seed), f"{soaked.minutes:g}", str(found.faults), str(found.jobs), str(found.lost),
-        str(found.doubled), f"{found.overlap:.1f}", str(found.repeated), *quantiles(found.recoveries), kinds,
+        str(soaked.seed), f"{soaked.minutes:g}", str(found.faults), str(found.jobs),
+        "**broken**" if soaked.problems else "held", str(found.lost), str(found.doubled), f"{found.overlap:.1f}", str(found.repeated), *quantiles(found.recoveries), kinds,
     )  # fmt: skip
 
 

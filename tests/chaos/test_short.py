@@ -38,6 +38,7 @@ def test_weights_after_two_kills_are_those_of_an_undisturbed_run(running: World)
 
 
 def test_a_soak_loses_nothing_and_doubles_nothing(running: World):
-    found = soak(running, SEED, MINUTES, lambda _: None).figures
-    assert (found.lost, found.doubled) == (0, 0)
-    assert found.faults >= 1
+    soaked = soak(running, SEED, MINUTES, lambda _: None)
+    assert not soaked.problems
+    assert (soaked.figures.lost, soaked.figures.doubled) == (0, 0)
+    assert soaked.figures.faults >= 1

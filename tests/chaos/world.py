@@ -12,7 +12,7 @@ import httpx
 
 from tests.chaos import audit
 from tests.chaos.cluster import WEBS, WORKERS, Cluster
-from tests.chaos.invariants import INVARIANTS, Figures, Seen, figures
+from tests.chaos.invariants import INVARIANTS, Broken, Figures, Seen, figures
 from tests.chaos.processes import Sampler
 from tests.chaos.workload import LONG, MEDIUM, SHORT, Submitted, Workload
 from tests.receiver import Receiver
@@ -132,7 +132,7 @@ class World:
         self.prober.lateness.clear()
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> Figures:
-        """Heals everything, waits for the jobs, and checks every invariant. Raises AssertionError."""
+        """Heals everything, waits for the jobs, and checks every invariant. Raises Broken."""
         self.cluster.heal()
         with suppress(AssertionError):  # the first invariant says which did not end
             self.work.await_end(self.jobs, seconds)
@@ -147,9 +147,10 @@ class World:
         ]
         dishonest = [p for p in self.prober.since(self.began) if not p.honest or p.status == 500]
         broken += [f"the web answered {p.status} with a fault of ours" for p in dishonest[:3]]
+        found = figures(seen, self.faults)
         if broken:
-            raise AssertionError("\n".join([*broken, "", audit.story(seen.ids)]))
-        return figures(seen, self.faults)
+            raise Broken("\n".join([*broken, "", audit.story(seen.ids)]), found)
+        return found
 
 
 @contextmanager
