@@ -312,3 +312,18 @@ def tiny_seq2seq(folder: Path) -> Path:
     T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def tiny_bart(folder: Path) -> Path:
+    """The T5's tokenizer before a BART of random weights that reads 40 positions."""
+    from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
+
+    tiny_seq2seq(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    config = BartConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=40,
+        pad_token_id=0, bos_token_id=2, eos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None,
+    )  # fmt: skip
+    BartForConditionalGeneration(config).save_pretrained(folder)
+    return folder

@@ -119,20 +119,6 @@ def test_it_trains_and_reports_its_declared_metrics(recipe: Recipe, fields: dict
 
 
 @EVERY
-def test_a_resumed_training_ends_like_an_uninterrupted_one(
-    recipe: Recipe, fields: dict[str, Any], tmp_path: Path
-):
-    whole = write_attempt(tmp_path / "whole", **fields)
-    assert run_here(whole) == 0
-    first, *_, last = checkpoints(whole)
-    resumed = write_attempt(tmp_path / "resumed", **fields, resume=first)
-    assert run_here(resumed) == 0
-    assert tensors(checkpoints(resumed)[-1]) == tensors(last)
-    final = [events(folder, "eval")[-1]["data"]["metrics"] for folder in (whole, resumed)]
-    assert final[0] == final[1]
-
-
-@EVERY
 def test_a_stopped_training_goes_on_bit_for_bit(
     recipe: Recipe, fields: dict[str, Any], tmp_path: Path, zygote: Zygote
 ):

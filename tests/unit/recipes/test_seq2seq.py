@@ -14,6 +14,7 @@ from shared.learning.language_model import answer_loss
 from shared.recipe import Learner, Sampling, get
 from shared.recipes.seq2seq import Seq2SeqSpec
 from tests.attempts import TINY, checkpoints, events, parquet, predictions, run_here, write_attempt
+from tests.factories import tiny_bart
 from tests.imports import imported, lines
 
 SEQ2SEQ = get("seq2seq")
@@ -351,21 +352,6 @@ def test_an_adapter_from_scratch_is_refused(tmp_path: Path):
 
 
 # --- base models ------------------------------------------------------------------------------
-
-
-def tiny_bart(folder: Path) -> Path:
-    """The T5's tokenizer before a BART of random weights that reads 40 positions."""
-    from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
-
-    TINY["seq2seq"](folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    config = BartConfig(
-        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=40,
-        pad_token_id=0, bos_token_id=2, eos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None,
-    )  # fmt: skip
-    BartForConditionalGeneration(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize(("make", "longest"), [(TINY["seq2seq"], 128), (tiny_bart, 40)])
