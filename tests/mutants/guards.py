@@ -375,7 +375,7 @@ GUARDS = [
         "worker/engine/loop.py",
         "torch.manual_seed(seed_of(run.attempt.seed, step, places[0]))",
         "pass",
-        ("tests/unit/test_recipes_conformance.py::test_a_resumed_training_ends_like_an_uninterrupted_one[classification]",),
+        ("tests/unit/test_resumed.py::test_a_resumed_training_ends_like_an_uninterrupted_one[classification]",),
     ),
     Guard(
         "addresses of a webhook's host",
