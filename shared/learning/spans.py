@@ -36,7 +36,6 @@ def windows(question: str, context: str, tokenizer: Any, longest: int, stride: i
 
     The question takes at most half of a window, and neighbours share at most half of their context.
     """
-    longest = min(longest, tokenizer.model_max_length)
     room = longest - tokenizer.num_special_tokens_to_add(pair=True)
     question, used = shortened(question.strip(), tokenizer, max(1, room // 2))
     encoded = tokenizer(

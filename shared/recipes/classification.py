@@ -244,12 +244,13 @@ class Classification(Recipe):
 
     def encode_input(self, given: dict[str, Any], learner: Learner) -> Item:
         """The text's tokens. Raises Refused if there is none."""
+        from shared.learning.language_model import room
+
         text = given.get("text")
         if not isinstance(text, str) or not text.strip():
             raise Refused("The input needs a «text» that is not empty.", param="text")
-        longest = learner.spec.max_length
-        room = getattr(learner.model.config, "max_position_embeddings", longest) if learner.model else longest
-        encoded = learner.tokenizer(text, truncation=True, max_length=min(longest, room))
+        longest = room(learner, learner.spec.max_length)
+        encoded = learner.tokenizer(text, truncation=True, max_length=longest)
         return {"input_ids": encoded["input_ids"]}
 
     def predict(self, learner: Learner, items: list[Item], sampling: list[Sampling]) -> list[Any]:

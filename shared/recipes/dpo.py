@@ -126,17 +126,17 @@ class DPO(Writer):
 
     def encode(self, row: dict[str, Any], learner: Learner) -> list[Item]:
         """`chosen_ids` and `rejected_ids` of both conversations, and their labels: -100 outside of the answers."""
+        from shared.learning.language_model import room
+
         if useless := tells_nothing(row):
             raise Refused(f"{useless}.")
-        item = {}
+        item, longest = {}, room(learner, learner.spec.max_length)
         for side in SIDES:
             conversation = dialogue.introduced(row["prompt"] + row[side], learner)
-            encoded = chat.encode(conversation, learner.tokenizer, learner.spec.max_length)
+            encoded = chat.encode(conversation, learner.tokenizer, longest)
             item |= {f"{side}_ids": encoded["input_ids"], f"{side}_labels": encoded["labels"]}
         if item["chosen_ids"] == item["rejected_ids"]:
-            raise Refused(
-                f"The two answers are the same within the longest row of {learner.spec.max_length} tokens."
-            )
+            raise Refused(f"The two answers are the same within the longest row of {longest} tokens.")
         return [item]
 
     def length(self, item: Item) -> int:

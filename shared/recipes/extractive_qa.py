@@ -382,10 +382,11 @@ class ExtractiveQA(Recipe):
 
 def read_in(row: dict[str, Any], learner: Learner) -> list[Window]:
     """The row's windows."""
+    from shared.learning.language_model import room
     from shared.learning.spans import windows
 
-    spec = learner.spec
-    return windows(row["question"], row["context"], learner.tokenizer, spec.max_length, spec.stride)
+    longest, stride = room(learner, learner.spec.max_length), learner.spec.stride
+    return windows(row["question"], row["context"], learner.tokenizer, longest, stride)
 
 
 def decided(readings: list[Reading], context: str, learner: Learner) -> dict[str, Any]:

@@ -137,12 +137,14 @@ class SFT(Writer):
 
     def encode(self, row: dict[str, Any], learner: Learner) -> list[Item]:
         """`input_ids` and `labels`, which are -100 outside of the answers."""
+        from shared.learning.language_model import room
+
         conversation = row["messages"]
         chat.ordered(conversation)
         if why := useless(conversation):
             raise Refused(f"{why}.")
         conversation = dialogue.introduced(conversation, learner)
-        return [chat.encode(conversation, learner.tokenizer, learner.spec.max_length)]
+        return [chat.encode(conversation, learner.tokenizer, room(learner, learner.spec.max_length))]
 
     def length(self, item: Item) -> int:
         """Tokens of the conversation."""

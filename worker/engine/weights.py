@@ -72,7 +72,7 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device
     start = attempt.base_model if adapted else folder
     if start is None and lora:
         raise Refused("An adapter stands on trained weights: from scratch, train «full».", param="method")
-    learner.model = recipe.load_model(learner, start) if start else recipe.build_model(learner)
+    learner.model = recipe.load_model(learner, start) if start else from_scratch(recipe, learner)
     if train and recipe.needs_reference and (attempt.adapter or not lora):
         learner.frozen = start_of_training(recipe, learner, attempt, where)
     if adapted:
@@ -83,6 +83,15 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device
         learner.model = with_adapter(recipe, learner)
     place(learner, where, train=train, lora=lora)
     learner.model.train(train)
+
+
+def from_scratch(recipe: Recipe, learner: Learner) -> Any:
+    """New weights. Their tokenizer learns how many tokens they read, for those who download it."""
+    model = recipe.build_model(learner)
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if learner.tokenizer is not None and longest:
+        learner.tokenizer.model_max_length = longest
+    return model
 
 
 def with_adapter(recipe: Recipe, learner: Learner) -> PeftModel:
