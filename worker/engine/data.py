@@ -21,8 +21,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from shared.errors import Refused
+from shared.learning.language_model import room
 from shared.recipe import Item, Learner, Recipe
-from shared.spec import LoraSpec, Spec
+from shared.spec import LoraSpec, Spec, TextSpec
 from worker.engine.events import Events
 from worker.engine.items import Items, Packer
 from worker.engine.row_groups import RowGroups
@@ -166,7 +167,9 @@ def report(refused: list[tuple[int, str]], events: Events) -> None:
 
 
 def fingerprint(rows: Rows, learner: Learner, recipe: Recipe) -> str:
-    """What the encoded items depend on: the rows, the recipe's code, the tokenizer, facts and knobs."""
+    """What the encoded items depend on: the rows, the recipe's code, the tokenizer, how many tokens the model
+    reads, facts and knobs.
+    """
     digest = hashlib.sha256()
     with rows.path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -182,6 +185,7 @@ def fingerprint(rows: Rows, learner: Learner, recipe: Recipe) -> str:
         knobs,
         learner.facts,
         words,
+        room(learner, learner.spec.max_length) if isinstance(learner.spec, TextSpec) else None,
         str(getattr(tokenizer, "chat_template", "")),
     ]
     digest.update(json.dumps(told, sort_keys=True).encode())

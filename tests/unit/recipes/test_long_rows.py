@@ -92,7 +92,8 @@ def test_rows_are_cut_to_what_an_encoder_from_scratch_reads(name: str, tmp_path:
     )
     assert run_here(scratch) == 0
     base = checkpoints(scratch)[-1] / "servable"
-    assert AutoTokenizer.from_pretrained(base).model_max_length == 512
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    assert tokenizer.model_max_length == 512
     rows = [*recipe.example, LONG[name]]
     folder = write_attempt(
         tmp_path / "attempt", **attempt(tmp_path, recipe, base, 1024, train=rows, valid=rows)
