@@ -197,7 +197,7 @@ class Recipe:
             return [Finding(lacking)]
         of_rows: dict[bool, list[Finding]] = {True: [], False: []}
         of_all, more = [], 0
-        for found in self.findings(rows, columns):
+        for found in self.found(rows, columns):
             if found.row is None:
                 of_all.append(found)
             elif len(of_rows[found.fatal]) < MAX_FINDINGS // 2:
@@ -207,6 +207,23 @@ class Recipe:
         if more:
             of_all.append(Finding(f"{more} more rows have something like this.", fatal=False))
         return sorted(of_rows[True] + of_rows[False], key=lambda found: found.row or 0) + of_all
+
+    def found(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> Iterator[Finding]:
+        """The findings. A row at which they break is a fatal one, and nothing behind it is checked."""
+        number = 0
+
+        def counted() -> Iterator[dict[str, Any]]:
+            nonlocal number
+            for row in rows:
+                number += 1
+                yield row
+
+        try:
+            yield from self.findings(counted(), columns)
+        except Exception as wrong:  # noqa: BLE001 - a cell that nobody thought of
+            yield Finding(
+                f"This row cannot be read ({type(wrong).__name__}). Mend it or take it out.", number
+            )
 
     def findings(self, rows: Iterable[dict[str, Any]], columns: dict[str, str]) -> Iterator[Finding]:
         """Every finding, row by row."""

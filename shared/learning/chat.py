@@ -59,8 +59,16 @@ def message(given: Any, number: int) -> Message:
     return {
         "role": ROLES[role.lower()],
         "content": plain(content, number),
-        "learn": given.get("weight") is None or float(given["weight"]) > 0,
+        "learn": weight(given.get("weight"), number) > 0,
     }
+
+
+def weight(given: Any, number: int) -> float:
+    """How much a message counts: 1 where nothing is said. Raises Refused for what is no number."""
+    try:
+        return 1.0 if given is None else float(given)
+    except (ValueError, TypeError, OverflowError):
+        raise Refused(f"The weight of message {number} must be a number, such as 0 or 1.") from None
 
 
 def plain(content: Any, number: int) -> str:

@@ -87,7 +87,7 @@ def test_beams_are_batched_apart(tmp_path: Path, tiny: Path, echo: Echo):
 def test_a_bad_request_is_an_error_row_among_the_others(tmp_path: Path, tiny: Path, echo: Echo):
     requests: list[dict[str, Any]] = [question(str(n)) for n in range(6)]
     requests[1] = {"input": {"messages": []}}
-    requests[2] = {"input": {"messages": [{"role": "user", "content": "?", "weight": "heavy"}]}}
+    requests[2] = {"input": {"messages": [{"role": "user", "value": "?"}]}}  # Echo reads no «value»
     requests[3] = question("forbidden")
     requests[4] = {"input": {}, "error": {"message": "It was wrong before.", "code": None, "param": None}}
     folder = attempt(tmp_path / "a", tiny, requests, "echo")
