@@ -78,7 +78,7 @@ def training(trip: "Trip") -> dict[str, Any]:
         columns = datasets.check(train, recipe, job.columns or None)
         if valid is not None:
             datasets.check(valid, recipe, columns, param="validation_file")
-        facts = card(db, job, start.base, train)
+        facts = card(db, job, start, train)
         stored = checkpoints.to_go_on_from(db, job)
         if columns != job.columns and (own := leases.held_job(db, trip.lease_id)):
             own.columns = columns
@@ -199,7 +199,8 @@ def export(trip: "Trip") -> dict[str, Any]:
     with transaction() as db:
         start = start_of(db, job)
         trained = db.get_one(Job, (start.adapter or start.full or no_checkpoint(job)).job_id)
-        facts = card(db, trained, start.base, db.get_one(DatasetVersion, trained.dataset_version_id))
+        version = db.get_one(DatasetVersion, trained.dataset_version_id)
+        facts = card(db, trained, start_of(db, trained), version)
     form = job.asked.get("form", "merged")
     return {"kind": "export", "form": form, "card": facts} | weights(trip.machine, start)
 
@@ -261,12 +262,14 @@ def weights(machine: "Machine", start: Start) -> dict[str, Any]:
     return {"base_model": str(folder), "adapter": str(adapter) if adapter else None}
 
 
-def card(db: Session, job: Job, base: BaseModel, version: DatasetVersion) -> dict[str, Any]:
-    """What the model card tells of where the weights come from."""
+def card(db: Session, job: Job, start: Start, version: DatasetVersion) -> dict[str, Any]:
+    """What the model card tells of where the weights come from; `start` is what the training starts from."""
+    base, full = start.base, start.full
     return {
         "job": job.id,
         "name": job.name,
         "base_model": base.id,
+        "stands_on": f"step {full.step} of {full.job_id}" if full else None,
         "licence": base.licence,
         "dataset": f"{db.get_one(Dataset, version.dataset_id).name}, version {version.number}",
         "team": db.get_one(Team, job.team_id).name,

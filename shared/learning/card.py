@@ -10,7 +10,7 @@ def card(facts: dict[str, Any]) -> str:
     """Markdown with the front matter that model hubs read.
 
     `facts`: title, recipe, library, base_model, dataset, team, job, name, licence, step, epoch, adapter,
-    metrics {title: value}, spec {knob: value}, usage (Python). Missing ones are left out.
+    stands_on (the checkpoint whose weights it was trained on), metrics {title: value}, spec {knob: value}, usage (Python). Missing ones are left out.
     """
     parts = [
         front_matter(facts),
@@ -23,7 +23,7 @@ def card(facts: dict[str, Any]) -> str:
         )
         parts.append(f"## Held-out scores\n\n| metric | value |\n|---|--:|\n{rows}")
     if usage := facts.get("usage"):
-        parts.append(f"## Use\n\n```python\n{usage.strip()}\n```")
+        parts.append(f"## Use\n\n{standing(facts)}```python\n{usage.strip()}\n```")
     if spec := facts.get("spec"):
         rows = "\n".join(f"| {name} | {plain(json.dumps(value))} |" for name, value in spec.items())
         parts.append(f"## Training\n\n| knob | value |\n|---|---|\n{rows}")
@@ -53,6 +53,7 @@ def about(facts: dict[str, Any]) -> str:
     ]
     for label, name in [
         ("Base model", "base_model"),
+        ("Trained on", "stands_on"),
         ("Dataset", "dataset"),
         ("Team", "team"),
         ("Job", "job"),
@@ -60,6 +61,19 @@ def about(facts: dict[str, Any]) -> str:
         if facts.get(name):
             lines.append(f"- {label}: {plain(facts[name])}")
     return "\n".join(lines)
+
+
+def standing(facts: dict[str, Any]) -> str:
+    """What to download beside an adapter."""
+    if not facts.get("adapter"):
+        return ""
+    if facts.get("stands_on"):
+        weights = f"the weights of {plain(facts['stands_on'])}: download that checkpoint too"
+    else:
+        weights = f"its base model {plain(facts.get('base_model') or '')}".rstrip() + ", whose folder goes in"
+    return (
+        f"The adapter stands on {weights}. The download «merged» holds both in one and needs no `base`.\n\n"
+    )
 
 
 def plain(value: Any) -> str:

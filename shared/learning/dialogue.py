@@ -6,14 +6,18 @@ from typing import Any
 
 from shared.errors import Refused
 from shared.learning import chat
+from shared.learning.usage import pipeline
 from shared.recipe import Item, Learner, Sampling
 
 SAMPLE_TOKENS = 40
-USAGE = (
-    "from transformers import pipeline\n\n"
-    'chat = pipeline("text-generation", "path/to/this/folder")\n'
-    'print(chat([{"role": "user", "content": "Hello!"}], max_new_tokens=64)[0]["generated_text"][-1])\n'
-)
+
+
+def usage(learner: Learner) -> str:
+    """Python that chats with a downloaded checkpoint by transformers alone."""
+    return (
+        pipeline(learner, "chat", "text-generation", "AutoModelForCausalLM")
+        + 'print(chat([{"role": "user", "content": "Hello!"}], max_new_tokens=64)[0]["generated_text"][-1])\n'
+    )
 
 
 def asked(conversation: list[chat.Message]) -> list[chat.Message]:

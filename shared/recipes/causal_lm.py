@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from shared.errors import Refused
 from shared.learning import lstm, stream
+from shared.learning.usage import pipeline
 from shared.learning.writer import Writer
 from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Sampling
 from shared.spec import LoraSpec, PretrainSpec, knob
@@ -184,9 +185,8 @@ class CausalLM(Writer):
         if learner.model.config.model_type == lstm.MODEL_TYPE:
             return lstm.PLAIN
         return (
-            "from transformers import pipeline\n\n"
-            'write = pipeline("text-generation", "path/to/this/folder")\n'
-            'print(write("Once upon a time", max_new_tokens=64)[0]["generated_text"])\n'
+            pipeline(learner, "write", "text-generation", self.opens_with)
+            + 'print(write("Once upon a time", max_new_tokens=64)[0]["generated_text"])\n'
         )
 
 

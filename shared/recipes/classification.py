@@ -12,6 +12,7 @@ from typing import Any, Literal
 from shared.errors import Refused
 from shared.learning.cells import words
 from shared.learning.labels import in_order, label
+from shared.learning.usage import pipeline
 from shared.recipe import (
     Batch,
     Column,
@@ -281,9 +282,8 @@ class Classification(Recipe):
     def usage(self, learner: Learner) -> str:
         """Classify with the checkpoint by transformers alone."""
         return (
-            "from transformers import pipeline\n\n"
-            'classify = pipeline("text-classification", "path/to/this/folder", top_k=None)\n'
-            'print(classify("A text of yours"))\n'
+            pipeline(learner, "classify", "text-classification", self.opens_with, ", top_k=None")
+            + 'print(classify("A text of yours"))\n'
         )
 
 

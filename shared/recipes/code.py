@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from shared.errors import Refused
 from shared.learning import groups, infilling, lstm, syntax
 from shared.learning.cells import text
+from shared.learning.usage import opened
 from shared.learning.writer import Writer
 from shared.recipe import Batch, Column, Finding, Item, Judged, Learner, Loss, Metric, Sampling
 from shared.spec import LoraSpec, PretrainSpec, knob
@@ -305,11 +306,7 @@ class Code(Writer):
             asked = "def add(a, b):\n    return "
         start = learner.tokenizer.bos_token or learner.tokenizer.eos_token
         return (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'folder = "path/to/this/folder"\n'
-            "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-            "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-            f"asked = {start + asked!r}\n"
+            opened(learner, self.opens_with) + f"asked = {start + asked!r}\n"
             'inputs = tokenizer(asked, add_special_tokens=False, return_tensors="pt")\n'
             "inputs.pop('token_type_ids', None)\n"
             "written = model.generate(**inputs, max_new_tokens=48)[0, inputs['input_ids'].shape[1] :]\n"

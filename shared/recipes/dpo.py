@@ -199,7 +199,7 @@ class DPO(Writer):
 
     def usage(self, learner: Learner) -> str:
         """Chat with the checkpoint by transformers alone."""
-        return dialogue.USAGE
+        return dialogue.usage(learner)
 
 
 def preferences(learner: Learner, batch: Batch) -> Any:

@@ -15,6 +15,7 @@ from shared.errors import Refused
 from shared.learning import groups
 from shared.learning.answers import WANTED, placed, several, short, single
 from shared.learning.cells import text
+from shared.learning.usage import opened
 from shared.recipe import (
     Batch,
     Column,
@@ -362,11 +363,8 @@ class ExtractiveQA(Recipe):
         """Ask the checkpoint by transformers alone, over a context of one window."""
         return (
             "import torch\n"
-            "from transformers import AutoModelForQuestionAnswering, AutoTokenizer\n\n"
-            'folder = "path/to/this/folder"\n'
-            "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-            "model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()\n"
-            'question, context = "Who wrote Emma?", "Emma is a novel by Jane Austen."\n'
+            + opened(learner, self.opens_with)
+            + 'question, context = "Who wrote Emma?", "Emma is a novel by Jane Austen."\n'
             'inputs = tokenizer(question, context, truncation="only_second", return_tensors="pt")\n'
             "with torch.no_grad():\n"
             "    outputs = model(**inputs)\n"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from shared.errors import Refused
 from shared.learning.cells import words
+from shared.learning.usage import opened
 from shared.learning.writer import Writer
 from shared.recipe import (
     Batch,
@@ -283,17 +284,8 @@ class Seq2Seq(Writer):
 
     def usage(self, learner: Learner) -> str:
         """Ask the checkpoint by transformers alone; an adapter by peft."""
-        from peft import PeftModel
-
-        adapter = isinstance(learner.model, PeftModel)
-        kind, library = ("AutoPeftModelForSeq2SeqLM", "peft") if adapter else ("AutoModelForSeq2SeqLM", "")
-        imports = f"from {library} import {kind}\nfrom transformers import AutoTokenizer"
         return (
-            (imports if adapter else f"from transformers import {kind}, AutoTokenizer") + "\n\n"
-            'folder = "path/to/this/folder"\n'
-            "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-            f"model = {kind}.from_pretrained(folder)\n"
-            'source = tokenizer("A text of yours", return_tensors="pt")\n'
+            opened(learner, self.opens_with) + 'source = tokenizer("A text of yours", return_tensors="pt")\n'
             "target = model.generate(**source, max_new_tokens=128)\n"
             "print(tokenizer.decode(target[0], skip_special_tokens=True))\n"
         )

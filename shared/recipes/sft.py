@@ -191,7 +191,7 @@ class SFT(Writer):
 
     def usage(self, learner: Learner) -> str:
         """Chat with the checkpoint by transformers alone."""
-        return dialogue.USAGE
+        return dialogue.usage(learner)
 
 
 def useless(conversation: list[chat.Message]) -> str | None:

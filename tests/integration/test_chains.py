@@ -7,9 +7,9 @@ import pytest
 from shared import checkpoints, jobs, retention
 from shared.columns import now
 from shared.errors import Refused
-from shared.tables import Kind, State
+from shared.tables import DatasetVersion, Kind, State
 from tests.factories import a_checkpoint, a_job, a_team
-from worker.fetching import start_of
+from worker.fetching import card, start_of
 
 LONG_AGO = timedelta(days=3)
 
@@ -43,6 +43,13 @@ def test_a_chain_is_deleted_from_its_end(db, chain):
     for job in reversed(chain):
         jobs.delete(db, job, "somebody")
         assert checkpoints.of(db, job.id) == []
+
+
+def test_the_card_of_an_adapter_names_the_checkpoint_that_it_stands_on(db, chain):
+    full, _, above = chain
+    version = db.get_one(DatasetVersion, above.dataset_version_id)
+    assert card(db, above, start_of(db, above), version)["stands_on"] == f"step 40 of {full.id}"
+    assert card(db, full, start_of(db, full), version)["stands_on"] is None
 
 
 def test_what_lies_under_an_adapter_is_kept_though_the_job_between_is_deleted(db, chain):

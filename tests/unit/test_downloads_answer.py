@@ -65,6 +65,7 @@ def trained_on(folder: Path, recipe: Recipe, base: Path | None, preset: Any = No
         base_model=base,
         preset=preset or {},
         train=parquet(folder / "rows.parquet", recipe.example),
+        card={"base_model": "a-model-of-the-platform"},
     )
     assert run_here(attempt) == 0, events(attempt, "error")
     return checkpoints(attempt)[-1] / "servable"
@@ -139,6 +140,22 @@ def test_an_adapter_answers_without_us(trained: Trained):
     learner, wanted = platform(trained, inputs)
     adapted = with_adapter(trained, learner.facts)
     assert plainly(trained, adapted, trained.adapter or trained.base, inputs, learner) == near(wanted)
+
+
+def test_the_card_of_an_adapter_opens_it(trained: Trained):
+    facts = ours(trained).facts
+    adapted, folder = with_adapter(trained, facts), str(trained.adapter)
+    (code,) = re.findall(r"```python\n(.*?)```", Path(folder, "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {"print": lambda *_, **__: None}
+    exec(
+        code.replace("path/to/this/folder", folder).replace("path/to/the/base/model", str(trained.base)),
+        names,
+    )
+    if "labels" in facts:
+        assert names["model"].config.id2label == dict(enumerate(facts["labels"]))
+    with torch.no_grad():
+        mine, theirs = numbers(trained, adapted), numbers(trained, names["model"])
+    assert float((mine - theirs).abs().max()) < 1e-4 * float(mine.std())
 
 
 def test_an_adapter_and_its_merged_model_find_the_same_numbers(trained: Trained, merged: Path):

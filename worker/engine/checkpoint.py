@@ -111,7 +111,8 @@ def serve(recipe: Recipe, learner: Learner, snapshot: Snapshot, folder: Path, at
     if is_adapter(learner.model):
         config = copy(learner.model.peft_config["default"])
         config.inference_mode = True
-        config.base_model_name_or_path = attempt.card.get("base_model") or str(attempt.base_model)
+        told = attempt.card.get("stands_on") or attempt.card.get("base_model")
+        config.base_model_name_or_path = told or str(attempt.base_model)
         config.save_pretrained(str(folder))
         save_file(snapshot.weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     else:
