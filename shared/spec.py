@@ -44,7 +44,9 @@ class Spec(BaseModel):
         help="Ends earlier than the epochs would.",
         advanced=True,
     )
-    optimizer: Literal["adamw", "adam", "sgd"] = knob("adamw", title="Optimizer", advanced=True)
+    optimizer: Literal["adamw", "adam", "sgd"] = knob(
+        "adamw", title="Optimizer", help="sgd has a momentum of 0.9.", advanced=True
+    )
     learning_rate_schedule: Literal["linear", "cosine", "constant"] = knob(
         "linear", title="Learning-rate schedule", advanced=True
     )

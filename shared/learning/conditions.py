@@ -21,10 +21,10 @@ def known_as(columns: dict[str, str]) -> str:
 
 def words(value: Any, name: str) -> str:
     """A label or caption cell as text without blanks around it, "" where there is none. Raises Refused."""
-    if isinstance(value, list):
-        raise Refused(f"The {name} must be a word or a text, not a list.", param=name)
     text = label(value)
-    return text if isinstance(text, str) else ""
+    if isinstance(text, list):
+        raise Refused(f"The {name} must be a word or a text, not a list.", param=name)
+    return text or ""
 
 
 def facts(asked: list[str], captions: bool, earlier: dict[str, Any]) -> dict[str, Any]:

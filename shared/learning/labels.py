@@ -11,14 +11,33 @@ from shared.errors import Refused
 
 
 def label(value: Any) -> str | list[str] | None:
-    """A label cell as text, a list cell as a list of texts. Raises Refused for an object or lists in a list."""
-    if nested(value):
+    """A label cell as text, a list cell as a list of texts; a list may be written as JSON, as CSV files do.
+    Raises Refused for an object or lists in a list.
+    """
+    value = structured(value)
+    inner = value if isinstance(value, list) else [value]
+    if any(isinstance(one, dict | list) for one in inner):
         raise Refused(
             "A label must be a word, a number or a list of them, not an object or a list of lists.",
             param="label",
         )
     if isinstance(value, list):
-        return [name for name in (label(one) for one in value) if isinstance(name, str) and name]
+        return [name for name in map(word, inner) if name]
+    return word(value)
+
+
+def structured(value: Any) -> Any:
+    """The list or object that a text is the JSON of; any other cell as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def word(value: Any) -> str | None:
+    """A single label as text."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -26,17 +45,6 @@ def label(value: Any) -> str | list[str] | None:
     if isinstance(value, float):
         return "" if isnan(value) else str(int(value)) if value.is_integer() else str(value)
     return str(value).strip()
-
-
-def nested(value: Any) -> bool:
-    """Whether a cell is an object or holds objects or lists; beside words, the importer writes these as JSON."""
-    if isinstance(value, str) and value.startswith(("{", "[{", "[[")):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return False
-    inner = value if isinstance(value, list) else []
-    return isinstance(value, dict) or any(isinstance(one, list | dict) for one in inner)
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -90,6 +90,20 @@ def test_a_column_of_the_wrong_type_is_named_row_by_row(
     assert all(said in one["message"] for one in found[:2])
 
 
+@pytest.mark.parametrize(
+    ("cell", "label"),
+    [
+        ('["x", "y"]', ["x", "y"]),
+        (" [1, 2.0]", ["1", "2"]),
+        ("[draft", "[draft"),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+    ids=["words", "numbers", "no JSON", "no bottom"],
+)
+def test_a_list_may_be_written_as_json(cell: str, label: Any):
+    assert CLASSIFICATION.canonical(row(label=cell), COLUMNS)["label"] == label
+
+
 def test_not_a_number_is_no_label_and_no_text(tmp_path: Path):
     """Tables of pandas hold it where a cell is empty; JSON cannot."""
     labels = {"text": list("abcde"), "label": [1.0, 2.0, 1.0, 2.0, NAN]}
