@@ -6,7 +6,6 @@ It writes DIR/events.jsonl, DIR/checkpoints/ and DIR/artifacts/; the exit code s
 
 from __future__ import annotations
 
-import errno
 import sys
 import traceback
 import warnings
@@ -14,11 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from transformers.utils import logging
 
 from shared.errors import Refused
 from worker.engine import attempt as ends
+from worker.engine import exhausted
 from worker.engine.attempt import Attempt, Diverged, Stop
 from worker.engine.events import Events, Silence
 from worker.engine.ranks import Ranks, together
@@ -39,7 +38,7 @@ def run(folder: Path, stop: Stop | None = None, forked: Callable[[], None] = lam
     try:
         events.close()
     except OSError as wrong:
-        return ends.DISK if is_full_disk(wrong) else code or ends.CRASHED
+        return ends.DISK if exhausted.disk(wrong) else code or ends.CRASHED
     return code
 
 
@@ -55,11 +54,11 @@ def ended(events: Events, work: Callable[[], int]) -> int:
     except Diverged as wrong:
         events.error("diverged", str(wrong))
         return ends.DIVERGED
-    except torch.OutOfMemoryError as wrong:
-        events.error("out_of_memory", out_of_memory(wrong), param="batch_size")
-        return ends.MEMORY
     except Exception as wrong:  # noqa: BLE001 - the border: the runner reads the code and the log
-        return full_disk(events) if is_full_disk(wrong) else crashed(events)
+        if exhausted.memory(wrong):
+            events.error("out_of_memory", out_of_memory(wrong), param="batch_size")
+            return ends.MEMORY
+        return full_disk(events) if exhausted.disk(wrong) else crashed(events)
 
 
 def do(attempt: Attempt, events: Events, stop: Stop, forked: Callable[[], None]) -> int:
@@ -100,14 +99,6 @@ def out_of_memory(wrong: Exception) -> str:
     return (
         f"The memory is too small for this job, even a row at a time: {first} "
         "Cut rows shorter («max_length»), train an adapter instead of all weights, or use a smaller base model."
-    )
-
-
-def is_full_disk(wrong: Exception) -> bool:
-    """Whether there was no room to write; libraries in Rust tell it in words."""
-    codes = (errno.ENOSPC, errno.EDQUOT)
-    return (isinstance(wrong, OSError) and wrong.errno in codes) or any(
-        f"(os error {code})" in str(wrong) for code in codes
     )
 
 

@@ -41,10 +41,10 @@ class Snapshot:
 def copied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies in main memory; tensors that share memory (tied weights) still do."""
     seen: dict[int, torch.Tensor] = {}
-    return {
-        name: seen.setdefault(value.data_ptr(), value.detach().to("cpu", copy=True).contiguous())
-        for name, value in weights.items()
-    }
+    for value in weights.values():
+        if value.data_ptr() not in seen:
+            seen[value.data_ptr()] = value.detach().to("cpu", copy=True).contiguous()
+    return {name: seen[value.data_ptr()] for name, value in weights.items()}
 
 
 def are_finite(weights: dict[str, torch.Tensor]) -> bool:

@@ -16,7 +16,7 @@ import torch
 
 from shared.errors import Refused
 from shared.recipe import Judged, Learner, Recipe, Scores
-from worker.engine import bootstrap, weights
+from worker.engine import bootstrap, exhausted, weights
 from worker.engine.attempt import DONE, Attempt, Stop
 from worker.engine.data import Rows, View, encode, fingerprint, joins_rows, portions, seed_of
 from worker.engine.evaluation import HeldOut, declared, quiet, sampled
@@ -189,8 +189,8 @@ def judge_items(run: Evaluation, budget: int) -> None:
             run.keep([{"item": place, "row": item["row"], "judged": one} for place, item, one in told])
             tell(len(run.findings.items), len(run.held.order))
         return
-    except torch.OutOfMemoryError:
-        if budget < max(run.items.lengths):
+    except RuntimeError as wrong:
+        if not exhausted.memory(wrong) or budget < max(run.items.lengths):
             raise
     torch.cuda.empty_cache()
     judge_items(run, budget // 2)

@@ -12,6 +12,7 @@ import torch
 
 from shared.errors import Refused
 from shared.recipe import Batch, Item, Learner, Media, Recipe, Scores
+from worker.engine import exhausted
 from worker.engine.attempt import Attempt
 from worker.engine.data import MOST_EVALUATED, NOT_ENCODED_WITH, View, code_of, portions, seed_of
 from worker.engine.items import Items
@@ -85,8 +86,8 @@ def judge(recipe: Recipe, learner: Learner, held: HeldOut, budget: int, seed: in
     """The declared metrics and a few answers on the held-out rows; where memory runs out, in smaller batches."""
     try:
         scores = evaluate(recipe, learner, held, budget, seed)
-    except torch.OutOfMemoryError:
-        if budget < max(held.items.lengths):
+    except RuntimeError as wrong:
+        if not exhausted.memory(wrong) or budget < max(held.items.lengths):
             raise
     else:
         return Judgement(scores, samples(recipe, learner, held, seed))
@@ -135,7 +136,9 @@ def sampled(recipe: Recipe, learner: Learner, rows: Sequence[dict[str, Any]]) ->
     """
     try:
         return recipe.sample(learner, rows)
-    except (Refused, torch.OutOfMemoryError):
+    except (Refused, RuntimeError) as wrong:
+        if not (isinstance(wrong, Refused) or exhausted.memory(wrong)):
+            raise
         if len(rows) == 1:
             return [{}]
     return [one for place in range(len(rows)) for one in sampled(recipe, learner, View(rows, [place]))]

@@ -13,7 +13,7 @@ import torch
 
 from shared.errors import Refused
 from shared.recipe import Item, Learner, Recipe, Sampling
-from worker.engine import weights
+from worker.engine import exhausted, weights
 from worker.engine.attempt import DONE, Attempt, Stop
 from worker.engine.events import Events
 from worker.engine.shards import Shards
@@ -176,7 +176,9 @@ def answered(recipe: Recipe, learner: Learner, batch: list[Asked]) -> list[Answe
     """An answer to each; where memory runs out, in smaller batches. One that is refused has its error."""
     try:
         outputs = recipe.predict(learner, [one.item for one in batch], [one.way for one in batch])
-    except (Refused, torch.OutOfMemoryError) as wrong:
+    except (Refused, RuntimeError) as wrong:
+        if not (isinstance(wrong, Refused) or exhausted.memory(wrong)):
+            raise
         if len(batch) > 1:
             half = len(batch) // 2
             return answered(recipe, learner, batch[:half]) + answered(recipe, learner, batch[half:])

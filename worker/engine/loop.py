@@ -17,7 +17,7 @@ import torch
 
 from shared.learning.card import card
 from shared.recipe import wire_name
-from worker.engine import checkpoint, optim
+from worker.engine import checkpoint, exhausted, optim
 from worker.engine.attempt import DONE, STOPPED, Attempt, Diverged, Stop
 from worker.engine.data import least_padded, portions, seed_of
 from worker.engine.evaluation import judge as judge_held
@@ -161,8 +161,8 @@ def tried(run: Run, step: int, own: list[int]) -> tuple[float, float] | Exceptio
     """What `gradients` gives, or the error if memory ran out."""
     try:
         return gradients(run, step, own)
-    except (torch.OutOfMemoryError, RuntimeError) as wrong:
-        if not (isinstance(wrong, torch.OutOfMemoryError) or "can't allocate memory" in str(wrong)):
+    except RuntimeError as wrong:
+        if not exhausted.memory(wrong):
             raise
         return wrong.with_traceback(None)  # the frames hold on to what was computed
 
@@ -205,14 +205,14 @@ def make_room(run: Run, lengths: list[int], wrong: Exception | None) -> None:
     if progress.budget > max(lengths):
         most = max(lengths) * math.ceil(len(lengths) / run.ranks.size)
         progress.budget = min(progress.budget, most) // 2
-        if not run.halved:
+        if not progress.halved:
             run.events.log(
                 "Memory ran out: smaller micro-batches from here on, more of them in a step. "
                 "The result is the same.",
                 "warn",
             )
-        run.halved = True
-    elif not progress.checkpointing and hasattr(run.learner.model, "activation_checkpointing_enable"):
+        progress.halved = True
+    elif not progress.checkpointing and getattr(run.learner.model, "supports_gradient_checkpointing", False):
         progress.checkpointing = True
         recompute(run.learner)
         run.events.log(

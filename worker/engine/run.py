@@ -42,6 +42,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     budget: int = 0  # tokens in a micro-batch; halved when memory runs out
+    halved: bool = False  # micro-batches, and it was said
     checkpointing: bool = False  # gradient checkpointing, the last resort against a full memory
     loss_sum: float = 0.0  # since the last evaluation
     loss_weight: float = 0.0
@@ -70,7 +71,6 @@ class Run:
     writer: checkpoint.Writer
     fixed: int  # tokens that a micro-batch costs beyond its own, about
     ranks: Ranks = ALONE
-    halved: bool = False  # micro-batches, and it was said
     saved_step: int = -1
     saved_at: float = field(default_factory=time.monotonic)
     seconds: float = 0.0  # spent in steps by this process
