@@ -161,10 +161,13 @@ class Classification(Recipe):
         return tokenizer
 
     def load_model(self, learner: Learner, folder: Any) -> Any:
-        """The base model with a fresh classification head, or a classifier as it was saved."""
-        from transformers import AutoModelForSequenceClassification
+        """The base model with a fresh classification head, or a classifier as it was saved; one of other labels, or
+        of the same in another order, gets a new head too.
+        """
+        from transformers import AutoConfig, AutoModelForSequenceClassification
 
         labels = learner.facts["labels"]
+        before = AutoConfig.from_pretrained(folder)
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
             dtype="float32",
@@ -172,8 +175,10 @@ class Classification(Recipe):
             id2label=dict(enumerate(labels)),
             label2id={name: number for number, name in enumerate(labels)},
             problem_type=f"{'multi' if learner.facts['multi_label'] else 'single'}_label_classification",
-            ignore_mismatched_sizes=True,  # a classifier of other labels starts over with a new head
+            ignore_mismatched_sizes=True,  # another number of labels
         )
+        if is_classifier(before) and before.id2label != model.config.id2label:
+            draw_head_anew(model)
         model.config.pad_token_id = learner.tokenizer.pad_token_id
         return model
 
@@ -285,6 +290,21 @@ class Classification(Recipe):
             pipeline(learner, "classify", "text-classification", self.opens_with, ", top_k=None")
             + 'print(classify("A text of yours"))\n'
         )
+
+
+def is_classifier(config: Any) -> bool:
+    """Whether the folder of that configuration holds a head."""
+    return any("ForSequenceClassification" in name for name in config.architectures or ())
+
+
+def draw_head_anew(model: Any) -> None:
+    """The layers that have a row for each label, as for a base model that has none."""
+    for name, module in model.named_modules():
+        inside = name.split(".")[0] == model.base_model_prefix
+        if not inside and getattr(module, "out_features", None) == model.config.num_labels:
+            module.weight.data.normal_(std=getattr(model.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                module.bias.data.zero_()
 
 
 def compared(learner: Learner, batch: Batch) -> tuple[Any, Any]:

@@ -76,6 +76,7 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device
     if train and recipe.needs_reference and (attempt.adapter or not lora):
         learner.frozen = start_of_training(recipe, learner, attempt, where)
     if adapted:
+        require_its_labels(learner, known(attempt).get("facts") or {})
         learner.model = PeftModel.from_pretrained(learner.model, str(folder), is_trainable=train and lora)
         if train and not lora:
             learner.model = learner.model.merge_and_unload().requires_grad_()
@@ -83,6 +84,16 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device
         learner.model = with_adapter(recipe, learner)
     place(learner, where, train=train, lora=lora)
     learner.model.train(train)
+
+
+def require_its_labels(learner: Learner, earlier: dict[str, Any]) -> None:
+    """An adapter holds a head, a row for each of its labels. Raises Refused where there are others to learn."""
+    if earlier.get("labels") != learner.facts.get("labels"):
+        names = ", ".join(f"«{name}»" for name in (earlier.get("labels") or [])[:5])
+        raise Refused(
+            f"The adapter was trained for other labels ({names} …). Start from the model that it stands on.",
+            param="model",
+        )
 
 
 def from_scratch(recipe: Recipe, learner: Learner) -> Any:
