@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from shared.recipe import Agreement, Learner, Recipe
@@ -22,8 +23,14 @@ class Writer(Recipe):
     """
 
     def probes(self, learner: Learner) -> list[dict[str, Any]]:
-        """[{text, written}]: prompts, and the tokens that the model writes after them by itself."""
-        return [{"text": text, "written": written(learner, text)} for text in prompts(learner.tokenizer)]
+        """[{text, written}]: prompts that the model has room for, and the tokens that it writes after them by itself."""
+        room = getattr(learner.model.config, "max_position_embeddings", None) or math.inf
+        fitting = [
+            text
+            for text in prompts(learner.tokenizer)
+            if len(learner.tokenizer(text)["input_ids"]) + TOKENS <= room
+        ]
+        return [{"text": text, "written": written(learner, text)} for text in fitting]
 
     def shown(self, learner: Learner, probes: list[dict[str, Any]]) -> list[Any]:
         """[{tokens, logits [tokens, words]}]; the export cuts the texts into tokens by itself."""

@@ -1,16 +1,15 @@
 """What must not depend on how it is computed: cut into micro-batches, shared out among processes, packed or
-padded, adapter merged or not. Every recipe in the folder is held to each of them that applies to it.
+padded, adapter merged or not. Every variant of every recipe is held to each of them that applies to it.
 
 All train by SGD: it passes an error in a gradient on as it is, where Adam would turn one that is zero but
 for rounding into a whole step. Dropout is off, as it is drawn for a micro-batch; everything that recipes
 draw themselves (masks, noise, labels left out) is drawn for an item and takes part. (Resumed and
-uninterrupted are the same bit for bit; the conformance suite holds every recipe to that.)
+uninterrupted are the same bit for bit; test_resumed.py holds every variant to that.)
 
 The same sums in another order differ by the rounding of float32: a part in 10⁷ each, some thousands of them
 one after the other. So losses agree to a part in 10⁵, and weights to 10⁻⁴ of what they have moved.
 """
 
-import json
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shared import presets
 from shared.learning import packing
 from shared.recipe import Learner, Recipe, Sampling, recipes
 from shared.spec import LoraSpec
-from tests.attempts import TINY, checkpoints, events, parquet, run_here, write_attempt
+from tests import variants
+from tests.attempts import checkpoints, events, run_here, write_attempt
+from tests.variants import Variant
 from worker.engine.attempt import Attempt
 from worker.engine.weights import reopened
 from worker.zygote import Zygote
 
+PACKED = {"sft", "dpo"}
+MERGED = {"sft", "dpo", "classification", "extractive_qa", "seq2seq", "code", "causal_lm"}
 LOSSES, WEIGHTS, ANSWERS = 1e-5, 1e-4, 1e-4  # relative
 STEPS = 5
 
@@ -49,43 +51,28 @@ def every_step_is_told() -> Generator[None]:
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny base model of each kind, without dropout."""
-    folder = tmp_path_factory.mktemp("bases")
-    made = {head: make(folder / head) for head, make in TINY.items()}
-    for base in made.values():
-        config = json.loads((base / "config.json").read_text())
-        calm = {name: 0.0 if "dropout" in name else value for name, value in config.items()}
-        (base / "config.json").write_text(json.dumps(calm))
-    return made
+    return variants.bases(tmp_path_factory.mktemp("bases"), calm=True)
 
 
-@pytest.fixture(scope="module", params=recipes().values(), ids=lambda recipe: recipe.name)
-def recipe(request: pytest.FixtureRequest) -> Recipe:
+@pytest.fixture(scope="module", params=variants.EVERY, ids=str)
+def variant(request: pytest.FixtureRequest) -> Variant:
     return request.param
 
 
 @pytest.fixture(scope="module")
 def fields(
-    recipe: Recipe, bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    variant: Variant, bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """An attempt over the recipe's example: some steps of eight items each."""
-    rows = parquet(tmp_path_factory.mktemp(recipe.name) / "rows.parquet", recipe.example * 2)
     known: dict[str, Any] = {"epochs": 20, "max_steps": STEPS, "batch_size": 8, "max_length": 96}
     known |= {"valid_fraction": 0, "checkpoints": 1, "optimizer": "sgd", "learning_rate": 0.3}
-    preset = presets.preset(recipe.default_base_model)
-    return {
-        "recipe": recipe.name,
-        "spec": {name: value for name, value in known.items() if name in recipe.spec.model_fields},
-        "columns": recipe.recognise(recipe.example[0]),
-        "base_model": None if preset else bases[recipe.head],
-        "preset": preset,
-        "train": rows,
-    }
+    return variant.fields(tmp_path_factory.mktemp("rows"), bases, copies=2, **known)
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Recipe, fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The attempt by one process, each step in a single micro-batch."""
-    return done(tmp_path_factory.mktemp(recipe.name) / "whole", fields, budget=1_000_000)
+    return done(tmp_path_factory.mktemp("whole") / "whole", fields, budget=1_000_000)
 
 
 def done(folder: Path, fields: dict[str, Any], budget: int) -> Path:
@@ -137,23 +124,30 @@ def test_two_ranks_are_one(zygote: Zygote, fields: dict[str, Any], whole: Path, 
 
 
 def test_packed_rows_are_padded_ones(
-    fields: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: Variant, fields: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """Exactly the methods that are known to pack do."""
     tried: list[bool] = []
     honest = packing.works
     monkeypatch.setattr(packing, "works", lambda model: tried.append(honest(model)) or False)
     padded = done(tmp_path / "padded", fields, budget=1_000_000)
-    if not any(tried):
-        pytest.skip("Rows of this method are not packed.")
+    assert any(tried) == (variant.recipe.name in PACKED)
     assert_alike(padded, whole)
 
 
+def test_exactly_these_methods_have_adapters():
+    assert {name for name, recipe in recipes().items() if issubclass(recipe.spec, LoraSpec)} == MERGED
+
+
 def test_a_merged_adapter_answers_as_the_adapter_does(
-    recipe: Recipe, fields: dict[str, Any], whole: Path, tmp_path: Path
+    variant: Variant, fields: dict[str, Any], whole: Path, tmp_path: Path
 ):
     """Merging adds two matrices where the adapter added two products: float32's rounding alone again."""
-    if not issubclass(recipe.spec, LoraSpec):
-        pytest.skip("This method has no adapters.")
+    recipe = variant.recipe
+    if recipe.name not in MERGED or variant.name == "lstm":
+        pytest.skip("This method or model takes no adapter.")
+    if "method" in variant.spec:
+        pytest.skip("With an adapter this is the method as it is by default.")
     base = fields["base_model"] or checkpoints(whole)[-1] / "servable"
     spec = fields["spec"] | {"method": "lora", "lora_rank": 4}
     mine = fields | {"spec": spec, "base_model": base, "preset": {}}
