@@ -27,7 +27,8 @@ A retry of an ended job is a new one, which may go on from a checkpoint of the o
 longer than it may fails, with its checkpoints kept, and may be retried from the last.
 
 Every word of an attempt is fenced by `lease_id`: once the attempt has ended, its worker's word is
-ignored. Locks are taken in this order: a slot class's advisory lock, job, attempt. Every change leaves
+ignored. The diagram's promises are constraints of the table: a state and what goes with it change together.
+Locks are taken in this order: a slot class's advisory lock, job, attempt. Every change leaves
 a line in `transitions`; a job's start and end leave what is to be told of them in `shared.outbox`.
 """
 
@@ -267,7 +268,6 @@ def close(
     attempt.reason_code, attempt.reason = reason_code, reason
     attempt.end_step = job.progress.get("step")
     actor = actor or attempt.worker_id
-    job.attempt_id = None
     if outcome in (Outcome.LOST, Outcome.RELEASED):
         job.attempts -= 1
     if job.cancel_requested_at is not None:
@@ -292,7 +292,7 @@ def requeue(db: Session, job: Job, actor: str, attempt: Attempt) -> State:
     follows = follow(db, job)
     if not follows.again:
         return end(db, job, State.FAILED, actor, follows.reason_code, follows.reason)
-    job.state, job.stage = State.QUEUED, ""
+    job.state, job.stage, job.attempt_id = State.QUEUED, "", None
     job.run_after = clock(db) + timedelta(seconds=follows.pause) if follows.pause else None
     note(db, job, actor, attempt.reason or str(attempt.outcome))
     return job.state
@@ -306,7 +306,8 @@ def follow(db: Session, job: Job) -> Verdict:
 
 def hand_out(db: Session, job: Job, actor: str) -> State:
     """A cancelled inference job waits for a worker that makes files of the answers so far."""
-    job.state, job.stage, job.slot, job.run_after = State.QUEUED, "", Slot.LIGHT, None
+    job.state, job.stage, job.attempt_id = State.QUEUED, "", None
+    job.slot, job.run_after, job.pause_requested_at = Slot.LIGHT, None, None
     note(db, job, actor, "its answers so far are made into files")
     return job.state
 
@@ -321,9 +322,9 @@ def end(
     param: str | None = None,
 ) -> State:
     """A final state, and what hangs on it: what the job was to make, and the jobs that wait for it."""
-    job.state, job.stage, job.finished_at = state, "", clock(db)
+    job.state, job.stage, job.attempt_id, job.finished_at = state, "", None, clock(db)
     job.reason_code, job.reason, job.reason_param = reason_code, reason, param
-    job.run_after = None
+    job.run_after = job.swept_at = None
     note(db, job, actor, reason or "")
     outbox.tell(db, job, Occasion(state.value))
     if state == State.SUCCEEDED:
@@ -349,10 +350,11 @@ def cancel(db: Session, job: Job, actor: str) -> Job:
     if job.cancel_requested_at is not None:
         return job
     imports.require_not_needed(db, job)
+    unsaid = settling.has_answers(db, job)
     job.cancel_requested_at = clock(db)
     if job.state == State.RUNNING:
         note(db, job, actor, "cancel requested")
-    elif settling.has_answers(db, job):
+    elif unsaid:
         hand_out(db, job, actor)
     else:
         end(db, job, State.CANCELLED, actor, "cancelled", "It was cancelled.")
@@ -405,7 +407,8 @@ def pause(db: Session, job: Job, actor: str) -> Job:
 
 def rest(db: Session, job: Job, actor: str) -> State:
     """Out of the queue until somebody resumes it."""
-    job.state, job.stage, job.pause_requested_at, job.run_after = State.PAUSED, "", None, None
+    job.state, job.stage, job.attempt_id = State.PAUSED, "", None
+    job.pause_requested_at = job.run_after = None
     note(db, job, actor, "paused")
     return job.state
 

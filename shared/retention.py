@@ -154,6 +154,7 @@ def told(going: Iterable[Checkpoint]) -> str:
     return f"removed, as the team's rule says: the checkpoints of step {steps}"
 
 
-def swept(db: Session, job_id: str) -> None:
-    """The job was looked at."""
-    db.exec(update(Job).where(col(Job.id) == job_id).values(swept_at=clock(db)))
+def swept(db: Session, job: Job) -> None:
+    """The job was looked at; where it has ended since then, that was not its end that was looked at."""
+    as_seen = (col(Job.id) == job.id, col(Job.finished_at).is_not_distinct_from(job.finished_at))
+    db.exec(update(Job).where(*as_seen).values(swept_at=clock(db)))

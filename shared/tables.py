@@ -11,6 +11,7 @@ from sqlalchemy import BigInteger, CheckConstraint, Column, Identity, Index, Uni
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
+from shared import promises
 from shared.columns import choice, document, ident, moment, ref
 from shared.words import (
     FINAL,  # noqa: F401 - offered here with the other words
@@ -242,6 +243,7 @@ class Job(SQLModel, table=True):
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("team_id", "idempotency_key"),
+        *promises.constraints(),
         Index("jobs_claim", "slot", "team_id", "rank_at", "id", postgresql_where=text("state = 'queued'")),
         Index("jobs_running", "id", postgresql_where=text("state = 'running'")),
         Index("jobs_team_age", "team_id", "id"),
@@ -251,9 +253,7 @@ class Job(SQLModel, table=True):
             postgresql_where=text("swept_at IS NULL AND finished_at IS NOT NULL"),
         ),
         Index(
-            "jobs_resumes",
-            "resume_checkpoint_id",
-            postgresql_where=text("resume_checkpoint_id IS NOT NULL"),
+            "jobs_resumes", "resume_checkpoint_id", postgresql_where=text("resume_checkpoint_id IS NOT NULL")
         ),
         Index("jobs_swept", "swept_at", postgresql_where=text("swept_at IS NOT NULL")),
     )

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 from sqlmodel import Session
 
 from shared import passwords, recipe, storage, teams
+from shared.columns import now
 from shared.ids import new_id
 from shared.tables import (
+    FINAL,
     Artifact,
     Attempt,
     BaseModel,
@@ -144,7 +146,9 @@ def a_base_model(
 
 
 def a_job(db: Session, team: Team, kind: Kind = Kind.TRAIN, **fields: Any) -> Job:
-    """A queued job; a training job gets a dataset and a base model where none are named."""
+    """A queued job; a training job gets a dataset and a base model where none are named, a running one the name of
+    an attempt.
+    """
     if kind is Kind.TRAIN:
         if "dataset_version_id" not in fields:
             fields["dataset_version_id"] = a_dataset(db, team).id
@@ -152,6 +156,10 @@ def a_job(db: Session, team: Team, kind: Kind = Kind.TRAIN, **fields: Any) -> Jo
             fields["base_model_id"] = a_base_model(db).id
         fields.setdefault("recipe", "sft")
         fields.setdefault("columns", {"messages": "messages"})
+    if fields.get("state") in FINAL:
+        fields.setdefault("finished_at", now())
+    if fields.get("state") == State.RUNNING:
+        fields.setdefault("attempt_id", new_id("attempt-"))
     slot = Slot.COMPUTE if kind in (Kind.TRAIN, Kind.INFER, Kind.EVALUATE) else Slot.LIGHT
     row: dict[str, Any] = {
         "id": new_id(PREFIXES[kind]),

@@ -49,7 +49,7 @@ def sweep() -> None:
         if job.swept_at is None or job.state not in FINAL:
             remove_orphans(job)
         with transaction() as db:
-            retention.swept(db, job.id)
+            retention.swept(db, job)
 
 
 def empty_given_up() -> None:

@@ -91,7 +91,7 @@ def finished(alpha, tmp_path):
             db.add(Event(job_id=job.id, lease_id=lease, team_id=alpha.team.id, seq=seq, at=at + timedelta(seconds=seq),
                          step=20, type=kind, data=data))  # fmt: skip
             db.flush()
-        job.state, job.best_checkpoint_id = State.SUCCEEDED, first.id
+        job.state, job.finished_at, job.best_checkpoint_id = State.SUCCEEDED, at, first.id
         db.add(Transition(job_id=job.id, state=State.SUCCEEDED, actor="x", at=at + timedelta(seconds=60)))
     return SimpleNamespace(job=job, first=first, last=last)
 

@@ -12,6 +12,7 @@ import pytest
 from sqlmodel import Session
 
 from shared import base_models, jobs, presets, queue, storage
+from shared.columns import now
 from shared.db import transaction
 from shared.errors import Refused
 from shared.tables import BaseModel, Job, Ready, Slot, State, Team
@@ -231,7 +232,7 @@ def test_a_base_model_in_use_stays(db: Session):
     job = a_job(db, team, base_model_id=base.id)
     with pytest.raises(Refused, match=job.id):
         base_models.delete(db, base)
-    job.state = State.SUCCEEDED
+    job.state, job.finished_at = State.SUCCEEDED, now()
     checkpoint = a_checkpoint(db, job, adapter=True)
     with pytest.raises(Refused, match=checkpoint.id):
         base_models.delete(db, base)
