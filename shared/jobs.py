@@ -170,10 +170,12 @@ def enter(db: Session, job: Job, actor: str, waits_for: set[str] | None = None) 
     db.flush()
     # the share lock makes us see a dependency's end, or its end see us
     held_back = select(Job).where(col(Job.id).in_(waits_for or ())).order_by(col(Job.id))
-    for other in db.exec(held_back.with_for_update(read=True)).all():
+    held_back = held_back.with_for_update(read=True).execution_options(populate_existing=True)
+    for other in db.exec(held_back).all():
         if other.state in (State.FAILED, State.CANCELLED) or other.cancel_requested_at is not None:
             raise Refused(settling.why(other), param=settling.param(other))
         db.add(JobDependency(job_id=job.id, waits_for_id=other.id))
+        job.ready = job.ready and other.state == State.SUCCEEDED
     note(db, job, actor, "submitted")
     return job
 
@@ -191,6 +193,7 @@ def claim(db: Session, worker_id: str, slot: str) -> Attempt | None:
     place = workers.place(db, worker_id, slot)
     if place is None:
         return None
+    ranking.let_in(db, slot)
     wide = ranking.kept_for(db, slot, place)
     if wide and workers.roomiest(db, db.get_one(Job, wide)) == worker_id:
         return None
@@ -294,6 +297,7 @@ def requeue(db: Session, job: Job, actor: str, attempt: Attempt) -> State:
         return end(db, job, State.FAILED, actor, follows.reason_code, follows.reason)
     job.state, job.stage, job.attempt_id = State.QUEUED, "", None
     job.run_after = clock(db) + timedelta(seconds=follows.pause) if follows.pause else None
+    job.ready = job.run_after is None
     note(db, job, actor, attempt.reason or str(attempt.outcome))
     return job.state
 
@@ -307,7 +311,7 @@ def follow(db: Session, job: Job) -> Verdict:
 def hand_out(db: Session, job: Job, actor: str) -> State:
     """A cancelled inference job waits for a worker that makes files of the answers so far."""
     job.state, job.stage, job.attempt_id = State.QUEUED, "", None
-    job.slot, job.run_after, job.pause_requested_at = Slot.LIGHT, None, None
+    job.slot, job.run_after, job.ready, job.pause_requested_at = Slot.LIGHT, None, True, None
     note(db, job, actor, "its answers so far are made into files")
     return job.state
 
@@ -417,7 +421,7 @@ def resume(db: Session, job: Job, actor: str) -> Job:
     """Queues a paused job again, to go on from its newest checkpoint. Wake its slot after the commit."""
     job = locked(db, job.id)
     if job.state == State.PAUSED:
-        job.state = State.QUEUED
+        job.state, job.ready = State.QUEUED, not settling.unfinished(db, job.id)
     elif job.state != State.RUNNING or job.pause_requested_at is None:
         raise Refused(f"{job.id} is {job.state}, not paused.", code="job_is_not_paused")
     job.pause_requested_at = None

@@ -27,7 +27,7 @@ USUAL = """
            percentile_cont(0.5) WITHIN GROUP (ORDER BY took * width) AS cost
       FROM (SELECT extract(epoch FROM ended_at - started_at)::float AS took, jsonb_array_length(slots) AS width
               FROM attempts
-             WHERE outcome = 'succeeded' AND ended_at > clock_timestamp() - make_interval(secs => :lately)
+             WHERE outcome = 'succeeded' AND ended_at > statement_timestamp() - make_interval(secs => :lately)
                AND slots ->> 0 = :slot
              ORDER BY ended_at DESC LIMIT :past) ended"""
 
@@ -52,11 +52,9 @@ OWN = f"""
 
 OTHERS = f"""
     WITH RECURSIVE teams AS (
-        (SELECT team_id FROM jobs WHERE state = 'queued' AND slot = :slot ORDER BY team_id LIMIT 1)
+        (SELECT j.team_id FROM jobs j WHERE {READY} ORDER BY j.team_id LIMIT 1)
         UNION ALL
-        SELECT (SELECT n.team_id FROM jobs n
-                 WHERE n.state = 'queued' AND n.slot = :slot AND n.team_id > teams.team_id
-                 ORDER BY n.team_id LIMIT 1)
+        SELECT (SELECT j.team_id FROM jobs j WHERE {READY} AND j.team_id > teams.team_id ORDER BY j.team_id LIMIT 1)
           FROM teams WHERE teams.team_id IS NOT NULL
     )
     SELECT teams.team_id, coalesce(uses.seconds, 0) AS seconds, head.rank_at, head.id, line.waiting

@@ -89,10 +89,10 @@ def waiting_for(db: Session, job: Job) -> Sequence[Job]:
 
 
 def release_waiting(db: Session, job: Job) -> None:
-    """The jobs for which this was the last to wait for no longer say that they wait."""
+    """The jobs for which this was the last to wait for may be claimed now."""
     for waiting in waiting_for(db, job):
         if not unfinished(db, waiting.id):
-            waiting.stage = ""
+            waiting.stage, waiting.ready = "", True
 
 
 def unfinished(db: Session, job_id: str) -> Sequence[str]:

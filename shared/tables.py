@@ -244,19 +244,16 @@ class Job(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("team_id", "idempotency_key"),
         *promises.constraints(),
-        Index("jobs_claim", "slot", "team_id", "rank_at", "id", postgresql_where=text("state = 'queued'")),
+        Index("jobs_claim", "slot", "team_id", "resources", text("coalesce(disk_bytes, 0)"), "rank_at", "id",
+              postgresql_where=text("state = 'queued' AND ready")),
+        Index("jobs_in_line", "slot", "team_id", "rank_at", "id", postgresql_where=text("state = 'queued' AND ready")),
+        Index("jobs_rest", "slot", "run_after", postgresql_where=text("state = 'queued' AND NOT ready")),
         Index("jobs_running", "id", postgresql_where=text("state = 'running'")),
         Index("jobs_team_age", "team_id", "id"),
-        Index(
-            "jobs_unswept",
-            "finished_at",
-            postgresql_where=text("swept_at IS NULL AND finished_at IS NOT NULL"),
-        ),
-        Index(
-            "jobs_resumes", "resume_checkpoint_id", postgresql_where=text("resume_checkpoint_id IS NOT NULL")
-        ),
+        Index("jobs_unswept", "finished_at", postgresql_where=text("swept_at IS NULL AND finished_at IS NOT NULL")),
+        Index("jobs_resumes", "resume_checkpoint_id", postgresql_where=text("resume_checkpoint_id IS NOT NULL")),
         Index("jobs_swept", "swept_at", postgresql_where=text("swept_at IS NOT NULL")),
-    )
+    )  # fmt: skip
     id: str = Field(primary_key=True)  # ftjob-, batch_, export-, import- + sortable characters
     team_id: str = ref("teams", cascade=True, index=False)
     kind: Kind = choice(Kind)
@@ -284,6 +281,9 @@ class Job(SQLModel, table=True):
     priority: int = 0
     rank_at: datetime = moment(made=True)  # created_at − weight × priority
     run_after: datetime | None = moment()
+    ready: bool = Field(
+        True, sa_column_kwargs={"server_default": text("true")}
+    )  # waits for no other job, nor rests
     attempt_id: str | None = None  # the one that holds it
     attempts: int = 0  # charged ones
     cancel_requested_at: datetime | None = moment()

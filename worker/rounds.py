@@ -57,6 +57,9 @@ class Rounds:
             if lost:
                 log.warning("%d attempts were lost; their jobs are queued again", lost)
             with transaction() as db:
+                ranking.release(db)
+                for slot in Slot:
+                    ranking.let_in(db, slot)
                 wanted = {
                     slot: min(ranking.waiting(db, slot, MOST_WAKE_UPS), workers.free_slots(db, slot))
                     for slot in Slot

@@ -22,7 +22,7 @@ def worker(db):
 
 def crash(db, worker, job, step, reason_code="sigsegv"):
     """One more attempt that crashes at that step; the pause before it is passed."""
-    db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=None))
+    db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=jobs.clock(db)))
     attempt = claimed(db, worker.id, job.slot)
     jobs.report(db, attempt.lease_id, progress={"step": step})
     return jobs.finish(db, attempt.lease_id, Outcome.CRASHED, reason_code=reason_code, reason="It died.")
@@ -55,7 +55,7 @@ def test_a_new_checkpoint_gives_the_budget_back(db, team, worker):
         checkpoints.record(db, attempt.lease_id, **row)
         jobs.report(db, attempt.lease_id, progress={"step": step + 1})
         assert jobs.finish(db, attempt.lease_id, Outcome.CRASHED, reason="It died.") == State.QUEUED
-        db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=None))
+        db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=jobs.clock(db)))
 
 
 def test_two_crashes_at_the_same_step_are_poison(db, team, worker):
@@ -95,10 +95,10 @@ def test_what_is_the_users_to_mend_is_never_tried_again(db, team, worker):
 def test_a_release_is_free_at_once_and_not_for_ever(db, team, worker):
     job = a_light_job(db, team)
     for _ in range(20):
-        db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=None))
+        db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=jobs.clock(db)))
         attempt = claimed(db, worker.id, "light")
         assert jobs.release(db, attempt.lease_id, "The worker was asked to stop.") == State.QUEUED
         assert job.attempts == 0
-    db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=None))
+    db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=jobs.clock(db)))
     assert jobs.release(db, claimed(db, worker.id, "light").lease_id, "again") == State.FAILED
     assert job.reason_code == "infrastructure"

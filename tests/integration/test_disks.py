@@ -333,7 +333,7 @@ def test_a_disk_that_becomes_full_in_an_import_is_told_as_such(careless, team, s
 def test_a_job_that_fills_disks_again_and_again_ends_with_its_story(db):
     job, worker = a_job(db, a_team(db), Kind.INFER), a_worker(db)
     for _ in range(3):
-        job.run_after = None
+        job.run_after = jobs.clock(db)
         db.flush()
         attempt = jobs.claim(db, worker.id, "compute")
         assert attempt
@@ -346,7 +346,7 @@ def test_a_job_that_fills_disks_again_and_again_ends_with_its_story(db):
 def test_a_job_waits_for_room_for_as_long_as_it_takes(db):
     job, worker = a_job(db, a_team(db), Kind.INFER), a_worker(db)
     for _ in range(25):
-        job.run_after = None
+        job.run_after = jobs.clock(db)
         db.flush()
         attempt = jobs.claim(db, worker.id, "compute")
         assert attempt

@@ -122,7 +122,7 @@ class Life(RuleBasedStateMachine):
         waiting = select(Job).where(
             Job.team_id == job.team_id, Job.slot == job.slot, Job.state == State.QUEUED
         )
-        for other in self.db.exec(waiting.where(col(Job.run_after).is_(None))):
+        for other in self.db.exec(waiting.where(col(Job.ready))):
             narrow = min(3, other.resources["processes"]) <= width
             assert not narrow or (job.rank_at, job.id) < (other.rank_at, other.id)
 
@@ -240,7 +240,8 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def time_passes(self):
-        self.db.exec(update(Job).values(run_after=None))
+        resting = update(Job).where(col(Job.run_after).is_not(None))
+        self.db.exec(resting.values(run_after=jobs.clock(self.db)))
 
     @invariant()
     def the_rows_agree(self):

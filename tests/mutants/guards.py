@@ -164,6 +164,22 @@ GUARDS = [
         (CAPS + "test_a_worker_holds_no_more_attempts_than_it_has_slots",),
     ),
     Guard(
+        "end of a wait",
+        "a job whose last dependency has succeeded may be claimed",
+        "shared/settling.py",
+        'waiting.stage, waiting.ready = "", True',
+        'waiting.stage = ""',
+        (JOBS + "test_a_job_waits_for_the_imports_of_its_data_and_its_base_model",),
+    ),
+    Guard(
+        "end of a rest",
+        "a job whose rest is over may be claimed",
+        "shared/jobs.py",
+        "    ranking.let_in(db, slot)\n",
+        "",
+        (BUDGETS + "test_a_new_checkpoint_gives_the_budget_back",),
+    ),
+    Guard(
         "needs of a job",
         "a job that needs GPUs goes to a worker that has them",
         "shared/ranking.py",
@@ -175,8 +191,8 @@ GUARDS = [
         "room on a disk",
         "a job goes to a worker that has room for it",
         "shared/ranking.py",
-        "AND {FITS} AND {HAS_ROOM} AND {READY}",
-        "AND {FITS} AND {READY}",
+        "AND {FITS} AND {HAS_ROOM}",
+        "AND {FITS}",
         (DISKS + "test_a_job_goes_to_a_worker_with_room_for_it",),
     ),
     Guard(
