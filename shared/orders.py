@@ -244,7 +244,7 @@ def use_model(db: Session, accepted: Accepted, name: str, import_needed: ImportN
     weights = base_models.find(db, accepted.job.team_id, name)
     if weights.checkpoint and not checkpoints.hold(db, weights.checkpoint.id):
         raise base_models.unknown(name)
-    base = db.exec(select(BaseModel).where(BaseModel.id == weights.base_model.id).with_for_update()).one()
+    base = held_model(db, weights.base_model.id)
     accepted.job.base_model_id = base.id
     accepted.job.checkpoint_id = weights.checkpoint.id if weights.checkpoint else None
     if base.state == Ready.READY:
@@ -256,6 +256,15 @@ def use_model(db: Session, accepted: Accepted, name: str, import_needed: ImportN
     else:
         accepted.waits_for.add(import_needed(base).id)
     return base
+
+
+def held_model(db: Session, base_model_id: str) -> BaseModel:
+    """The base model, locked until the commit: against its end alone where it is ready, so that orders for the same
+    one wait for nobody; else for the one order that asks for its import.
+    """
+    row = select(BaseModel).where(BaseModel.id == base_model_id).execution_options(populate_existing=True)
+    ready = db.exec(row.where(BaseModel.state == Ready.READY).with_for_update(read=True)).first()
+    return ready or db.exec(row.with_for_update()).one()
 
 
 def use_version(

@@ -256,7 +256,9 @@ def surroundings(db: Session, rows: Sequence[Job]) -> Around:
     version_ids = {v for job in rows for v in (job.dataset_version_id, job.valid_version_id) if v}
     checkpoint_ids = {c for job in rows for c in (job.best_checkpoint_id, job.checkpoint_id) if c}
     versions = db.exec(select(DatasetVersion).where(col(DatasetVersion.id).in_(version_ids)))
-    found = db.exec(select(Checkpoint).where(col(Checkpoint.id).in_(checkpoint_ids)))
+    found = (
+        db.exec(select(Checkpoint).where(col(Checkpoint.id).in_(checkpoint_ids))) if checkpoint_ids else ()
+    )
     made = (
         select(Artifact)
         .join(File, col(File.id) == Artifact.file_id)
