@@ -168,16 +168,21 @@ def enter(db: Session, job: Job, actor: str, waits_for: set[str] | None = None) 
         job.max_run_seconds = db.get_one(Team, job.team_id).max_run_seconds
     db.add(job)
     db.flush()
+    if waits_for:
+        hold(db, job, waits_for)
+    note(db, job, actor, "submitted")
+    return job
+
+
+def hold(db: Session, job: Job, waits_for: set[str]) -> None:
+    """The job is not ready before those others have succeeded. Raises Refused where one never will."""
     # the share lock makes us see a dependency's end, or its end see us
-    held_back = select(Job).where(col(Job.id).in_(waits_for or ())).order_by(col(Job.id))
-    held_back = held_back.with_for_update(read=True).execution_options(populate_existing=True)
-    for other in db.exec(held_back).all():
+    others = select(Job).where(col(Job.id).in_(waits_for)).order_by(col(Job.id)).with_for_update(read=True)
+    for other in db.exec(others.execution_options(populate_existing=True)).all():
         if other.state in (State.FAILED, State.CANCELLED) or other.cancel_requested_at is not None:
             raise Refused(settling.why(other), param=settling.param(other))
         db.add(JobDependency(job_id=job.id, waits_for_id=other.id))
         job.ready = job.ready and other.state == State.SUCCEEDED
-    note(db, job, actor, "submitted")
-    return job
 
 
 # --- the worker's verbs -----------------------------------------------------------------------------
@@ -478,7 +483,7 @@ def delete(db: Session, job: Job, actor: str) -> None:
 
 def position(db: Session, job: Job) -> int | None:
     """Its place in the queue, counted from 1; None: it is not in it."""
-    return positions.position(db, job) if job.state == State.QUEUED else None
+    return positions.of(db, [job])[job.id] if job.state == State.QUEUED else None
 
 
 # --- details ----------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ USUAL = """
              ORDER BY ended_at DESC LIMIT :past) ended"""
 
 USES = """
-    SELECT team_id, sum(width * greatest(:least, gone + still)) AS seconds
+    SELECT team_id, sum(width * gone) AS used, sum(width * greatest(:least, gone + still)) AS counted
       FROM (SELECT a.team_id, jsonb_array_length(a.slots) AS width, t.gone,
                    CASE WHEN a.ended_at IS NULL THEN greatest(0, coalesce(
                        (SELECT (j.progress ->> 'eta_seconds')::float FROM jobs j WHERE j.id = a.job_id),
@@ -100,18 +100,40 @@ class Ahead:
         return self.own + self.others + 1
 
 
-def ahead(db: Session, waiting: Sequence[Job], usually: Usual) -> dict[str, Ahead]:
-    """{job: what goes before it} of jobs of one team and class of slot, in the same three queries for any number."""
+@dataclass(frozen=True)
+class Use:
+    """Seconds of slots that a team used within the last day; and as its turns count them, with what runs to its end."""
+
+    used: float = 0.0
+    counted: float = 0.0
+
+
+def uses(db: Session, slot: Slot | str, usually: Usual) -> dict[str, Use]:
+    """{team: its use of that class}."""
+    known = {
+        "slot": str(slot),
+        "window": WINDOW_SECONDS,
+        "least": LEAST_SECONDS,
+        "usual": usually.seconds or 0.0,
+    }
+    return {row.team_id: Use(row.used, row.counted) for row in db.connection().execute(text(USES), known)}
+
+
+def ahead(db: Session, waiting: Sequence[Job], usually: Usual, used: dict[str, Use]) -> dict[str, Ahead]:
+    """{job: what goes before it} of jobs of one team and class of slot, in the same two queries for any number."""
     if not waiting:
         return {}
-    team_id, slot = waiting[0].team_id, str(waiting[0].slot)
-    known = {"slot": slot, "team": team_id, "most": MOST_COUNTED}
+    team_id = waiting[0].team_id
+    known = {"slot": str(waiting[0].slot), "team": team_id, "most": MOST_COUNTED}
     asked = {"ids": [job.id for job in waiting], "ranks": [job.rank_at for job in waiting]}
     own = {row.id: row.own for row in db.connection().execute(text(OWN), known | asked)}
-    counted = {"window": WINDOW_SECONDS, "least": LEAST_SECONDS, "usual": usually.seconds or 0.0}
-    uses = {row.team_id: row.seconds for row in db.connection().execute(text(USES), known | counted)}
-    mine = uses.get(team_id, 0.0)
-    asked = {"teams": list(uses), "uses": list(uses.values()), "mine": mine, "cost": usually.cost}
+    mine = used.get(team_id, Use()).counted
+    asked = {
+        "teams": list(used),
+        "uses": [use.counted for use in used.values()],
+        "mine": mine,
+        "cost": usually.cost,
+    }
     others = list(db.connection().execute(text(OTHERS), known | asked | {"own": max(own.values())}))
     told = {}
     for job in waiting:
@@ -131,6 +153,12 @@ def before(turns: float, is_older: bool) -> int:
     return max(0, round(turns) + is_older if equal else math.ceil(turns))
 
 
-def position(db: Session, job: Job) -> int:
-    """Its place in the queue, counted from 1."""
-    return ahead(db, [job], usual(db, job.slot))[job.id].position
+def of(db: Session, waiting: Sequence[Job]) -> dict[str, int]:
+    """{job: its place in the queue, counted from 1} of jobs of one team."""
+    told = {}
+    for slot in Slot:
+        if same := [job for job in waiting if job.slot == slot]:
+            usually = usual(db, slot)
+            found = ahead(db, same, usually, uses(db, slot, usually))
+            told |= {job_id: before.position for job_id, before in found.items()}
+    return told

@@ -109,8 +109,10 @@ def wanted(view: str, args: Any) -> Any:
 
 def add_positions(db: Session, lines: list[Line]) -> None:
     """Each waiting job's place in the queue."""
-    for line in [line for line in lines if line.job.state is State.QUEUED][:20]:
-        line.position = positions.position(db, line.job)
+    waiting = [line for line in lines if line.job.state is State.QUEUED][:20]
+    places = positions.of(db, [line.job for line in waiting])
+    for line in waiting:
+        line.position = places[line.job.id]
 
 
 def add_scores(db: Session, lines: list[Line]) -> None:

@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from flask import Blueprint, flash, g, redirect, render_template, request
+from sqlalchemy import and_
 from sqlmodel import Session, col, func, select
 from werkzeug.wrappers import Response
 
@@ -31,10 +32,11 @@ def index() -> str:
             "queue/index.html",
             running=running(db),
             waiting=waiting_jobs(db),
+            waiting_more=waiting_more(db),
             paused=mine(db, State.PAUSED),
             others=others(db),
             shares=shares(db),
-            workers=[(worker, busy(db, worker)) for worker in lately(db)],
+            workers=busy(db, lately(db)),
             alive=alive,
             slots={slot.value: sum(w.slots.get(slot.value, 0) for w in alive.values()) for slot in Slot},
         )
@@ -50,24 +52,30 @@ def mine(db: Session, state: State) -> list[Job]:
 
 def running(db: Session) -> list[dict[str, Any]]:
     """The team's running jobs with their attempt and worker."""
-    told = []
-    for job in mine(db, State.RUNNING):
-        attempt = db.get(Attempt, job.attempt_id) if job.attempt_id else None
-        told.append(
-            {"job": job, "attempt": attempt, "worker": db.get(Worker, attempt.worker_id) if attempt else None}
-        )
-    return told
+    own = mine(db, State.RUNNING)
+    found = (
+        select(Attempt, Worker)
+        .join(Worker, col(Worker.id) == Attempt.worker_id)
+        .where(col(Attempt.id).in_([job.attempt_id for job in own]))
+    )
+    held = {attempt.id: (attempt, worker) for attempt, worker in db.exec(found)}
+    told = [(job, *held.get(job.attempt_id or "", (None, None))) for job in own]
+    return [{"job": job, "attempt": attempt, "worker": worker} for job, attempt, worker in told]
 
 
 def waiting_jobs(db: Session) -> list[tuple[Job, waiting.Outlook]]:
-    """The team's waiting jobs, each with what is known of its wait."""
-    scenes: dict[Slot, waiting.Scene] = {}
-    told = []
-    for job in mine(db, State.QUEUED):
-        if job.slot not in scenes:
-            scenes[job.slot] = waiting.scene(db, job.slot)
-        told.append((job, waiting.outlook(db, job, scenes[job.slot])))
-    return told
+    """The team's first waiting jobs, each with what is known of its wait."""
+    first = mine(db, State.QUEUED)
+    told = waiting.outlooks(db, first)
+    return [(job, told[job.id]) for job in first]
+
+
+def waiting_more(db: Session) -> int:
+    """How many of the team's jobs wait besides those that are shown."""
+    found = select(func.count()).where(
+        Job.team_id == g.caller.team_id, Job.state == State.QUEUED, col(Job.deleted_at).is_(None)
+    )
+    return max(0, db.exec(found).one() - SHOWN)
 
 
 def others(db: Session) -> dict[str, int]:
@@ -102,12 +110,18 @@ def lately(db: Session) -> list[Worker]:
     return list(db.exec(seen.order_by(*order).limit(SHOWN)).all())
 
 
-def busy(db: Session, worker: Worker) -> list[tuple[Job | None, list[str]]]:
-    """What the worker does now: [(job, its slots)]; without the job where it is another team's."""
-    found = select(Attempt).where(Attempt.worker_id == worker.id, col(Attempt.ended_at).is_(None))
-    attempts = db.exec(found.order_by(col(Attempt.started_at))).all()
-    own = g.caller.team_id
-    return [(db.get(Job, a.job_id) if a.team_id == own else None, a.slots) for a in attempts]
+def busy(db: Session, seen: list[Worker]) -> list[tuple[Worker, list[tuple[Job | None, list[str]]]]]:
+    """[(worker, [(job, its slots)])] of what they do now; without the job where it is another team's."""
+    own = and_(col(Job.id) == Attempt.job_id, col(Job.team_id) == g.caller.team_id)
+    found = (
+        select(Attempt, Job)
+        .outerjoin(Job, own)
+        .where(col(Attempt.worker_id).in_([worker.id for worker in seen]), col(Attempt.ended_at).is_(None))
+    )
+    does: dict[str, list[tuple[Job | None, list[str]]]] = {worker.id: [] for worker in seen}
+    for attempt, job in db.exec(found.order_by(col(Attempt.started_at))):
+        does[attempt.worker_id].append((job, attempt.slots))
+    return [(worker, does[worker.id]) for worker in seen]
 
 
 # --- what operators do ------------------------------------------------------------------------------

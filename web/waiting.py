@@ -6,7 +6,8 @@ say of themselves and from how long jobs took lately: where neither is known, no
 
 import heapq
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sqlmodel import Session, col, select
@@ -18,6 +19,7 @@ from web.words import plural, span
 
 NAMED = 3  # own jobs ahead, and workers, that are named
 HELD = "It waits for another job to end."
+FAILED = "It failed in a way that passes"
 ENDED = {  # an outcome that is no fault of the job's, as the beginning of a sentence
     Outcome.LOST: "It was lost with its worker",
     Outcome.RELEASED: "It was given back by its worker",
@@ -84,60 +86,101 @@ class Scene:
     free: dict[str, int]  # of those that take jobs: {worker: free slots}
     caps: dict[str | None, int]
     occupied: dict[str, int]
-    used: dict[str, float]  # {team: seconds within the last day}
     running: list[Running]
     usual: positions.Usual
+    uses: dict[str, positions.Use]
 
 
 def scene(db: Session, slot: Slot) -> Scene:
     """How things stand for jobs of that class."""
     alive = list(workers.alive(db))
-    takers = [w for w in alive if w.draining_at is None and not w.note]
-    busy = workers.taken(db, slot, [w.id for w in takers])
     usual = positions.usual(db, slot)
+    runs = running(db, slot, usual.seconds)
+    busy, occupied = Counter[str](), Counter[str]()
+    for one in runs:
+        busy[one.worker_id] += one.slots
+        occupied[one.team_id] += one.slots
+    takers = [w for w in alive if w.draining_at is None and not w.note]
     return Scene(
         slot=slot,
         workers=alive,
         free={w.id: max(0, w.slots.get(str(slot), 0) - busy[w.id]) for w in takers},
         caps=caps.of(db, slot),
-        occupied=caps.occupied(db, slot),
-        used=ranking.used(db, str(slot)),
-        running=running(db, slot, usual.seconds),
+        occupied=dict(occupied),
+        running=runs,
         usual=usual,
+        uses=positions.uses(db, slot, usual),
     )
 
 
 def running(db: Session, slot: Slot, usual: float | None) -> list[Running]:
     """What runs, with the time it has left by its own reckoning, else by the usual length."""
-    found = select(Job, Attempt).join(Attempt, col(Attempt.id) == Job.attempt_id)
+    found = select(Attempt, Job.progress).join(Job, col(Job.attempt_id) == Attempt.id)
     told = []
-    for job, attempt in db.exec(found.where(Job.slot == slot, Job.state == State.RUNNING)):
-        left = job.progress.get("eta_seconds")
+    for attempt, progress in db.exec(found.where(Job.slot == slot, Job.state == State.RUNNING)):
+        left = progress.get("eta_seconds")
         gone = (now() - attempt.started_at).total_seconds()
         if left is None:
             left = usual - gone if usual is not None and gone < usual else math.inf
-        told.append(Running(job.team_id, attempt.worker_id, len(attempt.slots), max(0.0, float(left))))
+        told.append(Running(attempt.team_id, attempt.worker_id, len(attempt.slots), max(0.0, float(left))))
     return told
 
 
-def outlook(db: Session, job: Job, at: Scene | None = None) -> Outlook:
+def outlook(db: Session, job: Job) -> Outlook:
     """Everything that is known of a waiting job."""
-    at = at or scene(db, job.slot)
-    if held := held_back(db, job):
-        return Outlook(HELD, held_by=held)
-    before = positions.ahead(db, [job], at.usual)[job.id]
-    reason, never = why(db, job, at, before.position - 1)
+    return outlooks(db, [job])[job.id]
+
+
+def outlooks(db: Session, waiting: Sequence[Job]) -> dict[str, Outlook]:
+    """{job: everything that is known of it} of waiting jobs of one team, in a number of queries that does not grow
+    with theirs.
+    """
+    held = held_back(db, waiting)
+    told = {job_id: Outlook(HELD, held_by=others) for job_id, others in held.items()}
+    for slot in Slot:
+        if free := [job for job in waiting if job.slot == slot and job.id not in held]:
+            at = scene(db, slot)
+            before = positions.ahead(db, free, at.usual, at.uses)
+            first = first_of(db, free[0]) if any(one.own for one in before.values()) else []
+            last = last_outcomes(db, [job.id for job in free if job.run_after])
+            told |= {job.id: explained(job, at, before[job.id], first, last.get(job.id)) for job in free}
+    return told
+
+
+def explained(
+    job: Job, at: Scene, before: positions.Ahead, first: list[Job], last: Outcome | None
+) -> Outlook:
+    """Of a job that waits for no other. `first`: the first of its team's, whether before it or not; `last`: what became
+    of its last attempt.
+    """
+    reason, never = why(job, at, before.position - 1, last)
     if never:
         return Outlook(reason, before.position)
-    told = sentences(db, job, at, before.own, before.others)
+    told = sentences(job, at, before, first)
     return Outlook(reason, before.position, seconds(job, at, before.own, before.others), ahead=told)
 
 
-def held_back(db: Session, job: Job) -> list[Held]:
-    """The unfinished jobs that it waits for: the import of everybody's base model may be another team's."""
-    found = select(Job).join(JobDependency, col(JobDependency.waits_for_id) == Job.id)
-    others = db.exec(found.where(JobDependency.job_id == job.id, Job.state != State.SUCCEEDED)).all()
-    return [held_by(db, job, other) for other in others]
+def last_outcomes(db: Session, job_ids: list[str]) -> dict[str, Outcome]:
+    """{job: what became of its last attempt}."""
+    if not job_ids:
+        return {}
+    ended = select(Attempt.job_id, Attempt.outcome).where(
+        col(Attempt.job_id).in_(job_ids), col(Attempt.outcome).is_not(None)
+    )
+    return {job_id: outcome for job_id, outcome in db.exec(ended.order_by(col(Attempt.number))) if outcome}
+
+
+def held_back(db: Session, waiting: Sequence[Job]) -> dict[str, list[Held]]:
+    """{job: the unfinished ones that it waits for}: the import of everybody's base model may be another team's."""
+    held = {job.id: job for job in waiting if not job.ready}
+    if not held:
+        return {}
+    found = select(JobDependency.job_id, Job).join(Job, col(Job.id) == JobDependency.waits_for_id)
+    told: dict[str, list[Held]] = {}
+    unfinished = found.where(col(JobDependency.job_id).in_(held), Job.state != State.SUCCEEDED)
+    for job_id, other in db.exec(unfinished):
+        told.setdefault(job_id, []).append(held_by(db, held[job_id], other))
+    return told
 
 
 def held_by(db: Session, job: Job, other: Job) -> Held:
@@ -151,13 +194,16 @@ def held_by(db: Session, job: Job, other: Job) -> Held:
 # --- why --------------------------------------------------------------------------------------------
 
 
-def why(db: Session, job: Job, at: Scene, before: int) -> tuple[str, bool]:
+def why(job: Job, at: Scene, before: int, last: Outcome | None = None) -> tuple[str, bool]:
     """In a sentence, why it does not run yet; and whether it never will as things stand."""
     if job.run_after and job.run_after > now():
         if job.disk_bytes and (lacking := what_lacks(job, at)):
             return lacking, True
         rests = span((job.run_after - now()).total_seconds())
-        return f"{what_ended(db, job)}, and rests for {rests} before the next try.", False
+        return (
+            f"{ENDED.get(last, FAILED) if last else FAILED}, and rests for {rests} before the next try.",
+            False,
+        )
     if lacking := what_lacks(job, at):
         return lacking, True
     able = holders(job, at)
@@ -172,14 +218,6 @@ def why(db: Session, job: Job, at: Scene, before: int) -> tuple[str, bool]:
         return f"It takes {takes} slots of one worker at once, and none has as many free.", False
     first = f"{plural(before, 'job goes', 'jobs go')} first." if before else "it is next."
     return f"Every {job.slot} slot that could hold it is taken; {first}", False
-
-
-def what_ended(db: Session, job: Job) -> str:
-    """What became of its last attempt, as the beginning of a sentence."""
-    past = select(Attempt.outcome).where(Attempt.job_id == job.id).order_by(col(Attempt.number).desc())
-    last = db.exec(past.limit(1)).first()
-    told = ENDED.get(last) if last else None
-    return told or "It failed in a way that passes"
 
 
 def what_lacks(job: Job, at: Scene) -> str:
@@ -234,23 +272,25 @@ def holders(job: Job, at: Scene) -> dict[str, int]:
 # --- who goes first ---------------------------------------------------------------------------------
 
 
-def sentences(db: Session, job: Job, at: Scene, own: int, others: int) -> list[Ahead]:
+def sentences(job: Job, at: Scene, before: positions.Ahead, first: list[Job]) -> list[Ahead]:
     """Who goes first and why: own jobs by name, others by number."""
-    told = [Ahead(why_before(job, first), first) for first in own_before(db, job)]
-    if own > len(told):
-        told.append(Ahead(f"{plural(own - len(told), 'more job')} of your team."))
-    if others:
-        whose = f"{plural(others, 'job')} of other teams: teams take turns, the one that used least first."
-        hours = at.used.get(job.team_id, 0.0)
+    named = [other for other in first if (other.rank_at, other.id) < (job.rank_at, job.id)]
+    told = [Ahead(why_before(job, other), other) for other in named]
+    if before.own > len(told):
+        told.append(Ahead(f"{plural(before.own - len(told), 'more job')} of your team."))
+    if before.others:
+        whose = (
+            f"{plural(before.others, 'job')} of other teams: teams take turns, the one that used least first."
+        )
+        hours = at.uses.get(job.team_id, positions.Use()).used
         told.append(Ahead(whose + (f" Yours used {span(hours)} within the last day." if hours else "")))
     return told
 
 
-def own_before(db: Session, job: Job) -> list[Job]:
-    """The team's first jobs before this one."""
-    before = (Job.rank_at < job.rank_at) | ((Job.rank_at == job.rank_at) & (Job.id < job.id))
+def first_of(db: Session, job: Job) -> list[Job]:
+    """The first jobs of that job's team and class that may be claimed."""
     found = select(Job).where(
-        Job.team_id == job.team_id, Job.slot == job.slot, Job.state == State.QUEUED, before
+        Job.team_id == job.team_id, Job.slot == job.slot, Job.state == State.QUEUED, col(Job.ready)
     )
     return list(db.exec(found.order_by(col(Job.rank_at), col(Job.id)).limit(NAMED)).all())
 

@@ -16,8 +16,13 @@ IN_LINE = sa.text("state = 'queued' AND ready")
 
 
 def upgrade() -> None:
-    """Jobs of the release before are all called ready: the claim looks at what they wait for, too."""
+    """What programs of the release before submit is called ready: the claim looks at what it waits for, too."""
     op.add_column("jobs", sa.Column("ready", sa.Boolean(), server_default=sa.text("true"), nullable=False))
+    op.execute("""
+        UPDATE jobs j SET ready = false
+         WHERE j.state = 'queued' AND (j.run_after > clock_timestamp() OR EXISTS (
+               SELECT FROM job_dependencies d JOIN jobs o ON o.id = d.waits_for_id
+                WHERE d.job_id = j.id AND o.state <> 'succeeded'))""")
     op.drop_index("jobs_claim", "jobs")
     by_needs = ["slot", "team_id", "resources", sa.text("coalesce(disk_bytes, 0)"), "rank_at", "id"]
     op.create_index("jobs_claim", "jobs", by_needs, postgresql_where=IN_LINE)

@@ -57,7 +57,7 @@ def test_claims(db, queued):
     fill(db, teams, 1, first=queued + 1)
     last = db.exec(select(Job).where(Job.state == State.QUEUED, Job.id == f"export-{queued + 1}")).one()
     started = time.perf_counter()
-    positions.position(db, last)
+    positions.of(db, [last])
     placed = time.perf_counter() - started
     p50, p99 = (sections.percentile(taken, share) * 1000 for share in (0.5, 0.99))
     ROWS.append(f"| {queued:,} | {p50:.1f} | {p99:.1f} | {counted * 1000:.1f} | {placed * 1000:.1f} |")
