@@ -175,8 +175,7 @@ def enter(db: Session, job: Job, actor: str, waits_for: set[str] | None = None) 
 
 
 def hold(db: Session, job: Job, waits_for: set[str]) -> None:
-    """The job is not ready before those others have succeeded. Raises Refused where one never will."""
-    # the share lock makes us see a dependency's end, or its end see us
+    """Not ready before those others have succeeded; locked, so that their end sees us. Raises Refused where one failed."""
     others = select(Job).where(col(Job.id).in_(waits_for)).order_by(col(Job.id)).with_for_update(read=True)
     for other in db.exec(others.execution_options(populate_existing=True)).all():
         if other.state in (State.FAILED, State.CANCELLED) or other.cancel_requested_at is not None:
