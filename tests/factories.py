@@ -159,7 +159,7 @@ def a_job(db: Session, team: Team, kind: Kind = Kind.TRAIN, **fields: Any) -> Jo
     if fields.get("state") in FINAL:
         fields.setdefault("finished_at", now())
     if fields.get("state") == State.RUNNING:
-        fields.setdefault("attempt_id", new_id("attempt-"))
+        fields = {"attempt_id": new_id("attempt-"), "attempts": 1} | fields
     slot = Slot.COMPUTE if kind in (Kind.TRAIN, Kind.INFER, Kind.EVALUATE) else Slot.LIGHT
     row: dict[str, Any] = {
         "id": new_id(PREFIXES[kind]),
