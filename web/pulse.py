@@ -75,7 +75,8 @@ class Pulse:
                     line = psycopg.connect(address, autocommit=True, connect_timeout=2)
                     self.know(line)
                 line.execute("SELECT 1")
-            except psycopg.Error:
+            except (psycopg.Error, OSError) as wrong:
+                log.debug("The database was asked in vain: %s", wrong)
                 line = None
                 if self.silent:
                     continue
