@@ -6,7 +6,7 @@ import httpx
 
 from shared import checkpoints, storage
 from shared.db import transaction
-from shared.tables import Artifact, Kind, Ready, State, Team
+from shared.tables import Artifact, Kind, Ready, State, Team, Worker
 from tests.chaos.cluster import WEBS, WORKERS
 from tests.chaos.processes import trainers_of
 from tests.chaos.proxy import Answer, Cut, Flip, Refuse, Slow, Swallow
@@ -14,6 +14,7 @@ from tests.chaos.scenario import scenario
 from tests.chaos.workload import (
     LONG,
     MEDIUM,
+    SHORT,
     Submitted,
     attempts,
     await_checkpoint,
@@ -114,13 +115,28 @@ def the_way_to_the_store_is_bad(world: World) -> None:
 @scenario(
     "F22",
     "the store is full: «No writable volumes»",
-    "the attempt waits; every checkpoint arrives when there is room",
+    "the attempt waits, workers claim nothing and say so; every checkpoint arrives when there is room",
 )
 def the_store_is_full(world: World) -> None:
     job = world.submit(LONG)
     await_checkpoint(job)
+    at = row(job).progress["step"]
+    world.hurt()
     full = Answer(500, code="InternalError", message="No writable volumes left")
-    goes_on_and_catches_up(world, job, full, 5)
+    with world.cluster.faulty(full, "seaweedfs", WORKERS):
+        until(lambda: all(notes(world)), 10, "each worker says that it claims nothing")
+        waiting = world.submit(SHORT)
+        await_step(job, at + 10)
+        time.sleep(2)
+        assert not attempts(waiting), "a job was begun that could store nothing"
+    world.work.await_end([job, waiting], 120)
+    assert [len(attempts(one)) for one in (job, waiting)] == [1, 1]
+
+
+def notes(world: World) -> list[str]:
+    """Why each worker claims nothing."""
+    with transaction() as db:
+        return [db.get_one(Worker, worker_id).note for worker_id in world.cluster.worker_ids()]
 
 
 @scenario(
