@@ -8,13 +8,13 @@ system's libraries may be read; the rest (another team's data, the services' fol
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import struct
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # system calls, the same on every architecture
 VERSION, PATH_BENEATH = 1, 1
@@ -52,8 +52,9 @@ def version() -> int:
     return max(0, libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION)))
 
 
-def restrict(folder: Path) -> bool:
-    """Walls around this process and its children, for the attempt of that folder. False: the kernel has none.
+def restrict(folder: Path, given: dict[str, Any]) -> bool:
+    """Walls around this process and its children, for the attempt of that folder, of whose `attempt.json` this
+    is the content. False: the kernel has none.
 
     Raises OSError where the kernel has Landlock and refuses.
     """
@@ -61,7 +62,6 @@ def restrict(folder: Path) -> bool:
     if not speaks:
         return False
     every = (1 << RIGHTS.get(speaks, max(RIGHTS.values()))) - 1
-    given = json.loads((folder / "attempt.json").read_text())
     cache = [Path(given["cache"])] if given.get("cache") else []
     ruleset = made(every, SIGNALS if speaks >= SIGNALS_SINCE else 0)
     try:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import json
 import os
-import resource
 import signal
 import socket
 import struct
@@ -19,8 +19,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from worker import landlock
+from worker import landlock, limits, seccomp
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
@@ -87,14 +88,32 @@ def children() -> set[int]:
 
 def confine(parent: int, folder: Path) -> None:
     """Put the walls up around this process, for the attempt of that folder. It must have one thread."""
+    given = json.loads((folder / "attempt.json").read_text())
     own_network()
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limits.limit(folder, on_a_gpu=on_a_gpu(given), processes=processes(given))
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     # A new user namespace is a change of credentials, which may take the death signal back.
     die_with(parent)
-    landlock.restrict(folder)
+    landlock.restrict(folder, given)
+
+
+def processes(given: dict[str, Any]) -> int:
+    """How many processes an attempt is of."""
+    return given.get("processes", 1)
+
+
+def on_a_gpu(given: dict[str, Any]) -> bool:
+    """Whether an attempt computes on one."""
+    return given.get("device", "cpu") != "cpu"
+
+
+def settle(pipe: int, folder: Path) -> None:
+    """The last wall of a process that has started all that it may start; then the watch over the supervisor."""
+    given = json.loads((folder / "attempt.json").read_text())
+    seccomp.restrict(alone=processes(given) == 1)
+    watch(pipe, end_group)
 
 
 def own_network() -> bool:

@@ -262,7 +262,7 @@ class Nursery:
             walls.confine(zygote, folder)
             from worker.engine.__main__ import run
 
-            code = run(folder, stop, forked=lambda: walls.watch(self.lifeline, walls.end_group))
+            code = run(folder, stop, forked=lambda: walls.settle(self.lifeline, folder))
         except SystemExit as end:
             code = int(end.code or 0)
         except BaseException:  # noqa: BLE001 - the last line of a process

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 JOBS = "tests/integration/test_jobs.py::"
 BUDGETS = "tests/integration/test_budgets.py::"
 ZYGOTE = "tests/unit/test_zygote.py::"
+LIMITS = "tests/unit/test_limits.py::"
 QUEUE = "tests/integration/test_queue.py::"
 CAPS = "tests/integration/test_caps.py::"
 OUTGOING = "tests/unit/test_outgoing.py::"
@@ -308,9 +309,9 @@ GUARDS = [
     Guard(
         "watchdog on the worker's pipe",
         "a trainer dies with its worker also where the death signal fails",
-        "worker/zygote.py",
-        "forked=lambda: walls.watch(self.lifeline, walls.end_group)",
-        "forked=lambda: None",
+        "worker/walls.py",
+        "    watch(pipe, end_group)\n",
+        "",
         (ZYGOTE + "test_the_watchdog_alone_ends_a_trainer",),
     ),
     Guard(
@@ -328,6 +329,22 @@ GUARDS = [
         "    own_network()\n    libc",
         "    libc",
         (ZYGOTE + "test_a_trainer_has_no_network_no_credentials_and_no_way_to_more_rights",),
+    ),
+    Guard(
+        "no more processes",
+        "a fork bomb, a daemon and a shell are refused to a trainer, also to root's",
+        "worker/walls.py",
+        "    seccomp.restrict(alone=processes(given) == 1)\n",
+        "",
+        (LIMITS + "test_a_trainer_is_bounded_and_its_worker_lives",),
+    ),
+    Guard(
+        "limits of a trainer",
+        "a trainer takes no more threads, memory and disk than there is",
+        "worker/walls.py",
+        "    limits.limit(folder, on_a_gpu=on_a_gpu(given), processes=processes(given))\n",
+        "",
+        (LIMITS + "test_a_trainer_is_bounded_and_its_worker_lives",),
     ),
     Guard(
         "allow-list of the environment",

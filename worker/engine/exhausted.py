@@ -16,7 +16,7 @@ def memory(wrong: BaseException) -> bool:
 
 def disk(wrong: BaseException) -> bool:
     """No room to write; libraries in Rust tell it in words."""
-    codes = (errno.ENOSPC, errno.EDQUOT)
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return (isinstance(wrong, OSError) and wrong.errno in codes) or any(
         f"(os error {code})" in str(wrong) for code in codes
     )

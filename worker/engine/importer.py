@@ -116,7 +116,8 @@ def bounded_memory() -> Generator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     statm = Path("/proc/self/statm").read_text().split()
     held = int(statm[5]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY, hard))
+    most = held + MEMORY if hard == resource.RLIM_INFINITY else min(held + MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
     try:
         yield
     except MemoryError:
