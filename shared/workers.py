@@ -14,6 +14,14 @@ from shared.settings import settings
 from shared.tables import Job, Slot, Worker
 
 SILENT_HEARTBEATS = 6
+ALLOW_NAMESPACES = (
+    "allow the worker user namespaces (docker: security_opt «seccomp:unconfined»; "
+    "Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0)."
+)
+NO_WALL = {
+    "landlock": "No file wall: boot a kernel from 5.13 on with Landlock (lsm=landlock,… on its command line).",
+    "seccomp": "No process wall: run the worker on Linux on x86-64 or ARM64, with a kernel that has seccomp.",
+}
 
 
 def register(db: Session, worker: Worker) -> Worker:
@@ -71,6 +79,16 @@ def alive(db: Session) -> Sequence[Worker]:
     return db.exec(
         select(Worker).where(lately, col(Worker.stopped_at).is_(None)).order_by(col(Worker.id))
     ).all()
+
+
+def missing_walls(worker: Worker) -> list[str]:
+    """A sentence for each wall that does not stand around its trainers, with what to do."""
+    missing = [name for name, stands in worker.sandbox.items() if not stands]
+    told = [NO_WALL[name] for name in missing if name in NO_WALL]
+    if "network_namespace" in missing:  # one process alone is kept from the network by seccomp too
+        around = " around jobs of several processes" if worker.sandbox.get("seccomp") else ""
+        told.insert(0, f"No network wall{around}: {ALLOW_NAMESPACES}")
+    return told
 
 
 def takers(db: Session) -> list[Worker]:

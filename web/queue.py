@@ -38,6 +38,7 @@ def index() -> str:
             shares=shares(db),
             workers=busy(db, lately(db)),
             alive=alive,
+            missing={worker.id: workers.missing_walls(worker) for worker in alive.values()},
             slots={slot.value: sum(w.slots.get(slot.value, 0) for w in alive.values()) for slot in Slot},
         )
 

@@ -2,7 +2,7 @@
 
 The attempt's folder and the team's prepared data may be written; what `attempt.json` names, Python and the
 system's libraries may be read; the rest (another team's data, the services' folders, secrets, other processes'
-`/proc`) can not be opened. Source: Linux's Documentation/userspace-api/landlock.rst.
+`/proc`) can not be opened. One that is of a single process gets no TCP either. Source: Linux's Documentation/userspace-api/landlock.rst.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ NO_NEW_PRIVS = 38
 EXECUTE, READ_FILE, READ_DIR, IOCTL_DEVICE = 1 << 0, 1 << 2, 1 << 3, 1 << 15
 OF_A_FILE = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15  # rights that make sense for a file itself
 RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many kinds of access each version of Landlock knows
-SIGNALS_SINCE, SIGNALS = 6, 2  # processes outside get no signal from inside
+TCP_SINCE, BIND, CONNECT = 4, 1 << 0, 1 << 1
+# Processes outside get no signal from inside, and their sockets without a file can not be reached.
+SCOPES_SINCE, SCOPES = 6, 1 << 0 | 1 << 1
 
 READ = READ_FILE | READ_DIR | EXECUTE
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/sys", "/run/nvidia-persistenced")
@@ -63,7 +65,8 @@ def restrict(folder: Path, given: dict[str, Any]) -> bool:
         return False
     every = (1 << RIGHTS.get(speaks, max(RIGHTS.values()))) - 1
     cache = [Path(given["cache"])] if given.get("cache") else []
-    ruleset = made(every, SIGNALS if speaks >= SIGNALS_SINCE else 0)
+    alone = given.get("processes", 1) == 1  # several talk over the loopback, at ports of the kernel's choice
+    ruleset = made(speaks, every, BIND | CONNECT if alone else 0)
     try:
         allow(ruleset, [folder, *cache], every & ~EXECUTE)
         allow(ruleset, map(Path, DEVICES), every & ~EXECUTE)
@@ -90,9 +93,13 @@ def python() -> list[Path]:
     return [Path(sys.prefix), Path(sys.base_prefix), *own, *searched]
 
 
-def made(every: int, scoped: int) -> int:
-    """A ruleset that handles all of these rights. Raises OSError."""
-    attributes = struct.pack("QQQ", every, 0, scoped) if scoped else struct.pack("Q", every)
+def made(speaks: int, every: int, net: int) -> int:
+    """A ruleset that handles all of these rights, as far as the kernel knows them. Raises OSError."""
+    attributes = struct.pack("Q", every)
+    if speaks >= TCP_SINCE:
+        attributes += struct.pack("Q", net)
+    if speaks >= SCOPES_SINCE:
+        attributes += struct.pack("Q", SCOPES)
     return checked(
         libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
     )

@@ -177,6 +177,7 @@ def sandbox_facts() -> dict[str, bool]:
         "no_new_privileges": linux,
         "dies_with_worker": linux,
         "landlock": landlock.version() > 0,
+        "seccomp": seccomp.possible(),
     }
 
 

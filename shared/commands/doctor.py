@@ -194,4 +194,4 @@ def workers() -> Iterator[Fact]:
             f"{name}: {'yes' if up is True else 'no' if up is False else up}"
             for name, up in row.sandbox.items()
         )
-        yield Fact("  its sandbox", walls or "unknown")
+        yield Fact("  its sandbox", walls or "unknown", " ".join(known.missing_walls(row)))
