@@ -41,7 +41,9 @@ FACTS = (
     "driver",
     "sys",
 )
-DEVICES = ("/dev",)
+DEVICES = ("null", "zero", "full", "random", "urandom")
+OF_A_GPU = ("nvidia*", "nvidia-caps", "kfd", "dri", "shm")  # whose drivers keep files in shared memory
+OF_SEVERAL = ("shm",)
 ROOT = Path(__file__).parents[1]
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -69,7 +71,7 @@ def restrict(folder: Path, given: dict[str, Any]) -> bool:
     ruleset = made(speaks, every, BIND | CONNECT if alone else 0)
     try:
         allow(ruleset, [folder, *cache], every & ~EXECUTE)
-        allow(ruleset, map(Path, DEVICES), every & ~EXECUTE)
+        allow(ruleset, devices(given), every & ~EXECUTE)
         facts = [Path("/proc", name) for name in (*FACTS, str(os.getpid()))]
         allow(ruleset, [*named(given), *python(), *map(Path, SYSTEM), *facts], READ & every)
         checked(libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0))
@@ -77,6 +79,13 @@ def restrict(folder: Path, given: dict[str, Any]) -> bool:
     finally:
         os.close(ruleset)
     return True
+
+
+def devices(given: dict[str, Any]) -> list[Path]:
+    """What of /dev an attempt may write to. The shared memory, which others' are seen in, only where it must."""
+    of_gpu = OF_A_GPU if given.get("device", "cpu") != "cpu" else ()
+    of_several = OF_SEVERAL if given.get("processes", 1) > 1 else ()
+    return [path for name in (*DEVICES, *of_gpu, *of_several) for path in Path("/dev").glob(name)]
 
 
 def named(given: object) -> list[Path]:

@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,5 +268,8 @@ def gpus() -> list[dict[str, Any]]:
         told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603 - fixed words
     except (OSError, subprocess.SubprocessError):
         return []
+    with suppress(OSError, subprocess.SubprocessError):
+        # The driver makes this device when it is first used, which takes rights that no trainer has.
+        subprocess.run(["nvidia-modprobe", "-c0", "-u"], capture_output=True, timeout=20, check=False)  # noqa: S607 - as nvidia-smi
     rows = [line.rsplit(",", 1) for line in told.splitlines() if "," in line]
     return [{"name": name.strip(), "memory_bytes": int(float(size)) << 20} for name, size in rows]

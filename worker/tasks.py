@@ -15,6 +15,7 @@ from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from shared import queue, workers
 from shared.db import transaction
 from shared.tables import Slot
+from worker import walls
 from worker.contact import AWAY
 from worker.machine import Machine
 from worker.rounds import ROUNDS
@@ -33,6 +34,7 @@ class Here:
 @worker_init.connect
 def start(**_: Any) -> None:
     """In the main thread, before the first message."""
+    walls.hide()  # its environment holds credentials
     try:
         machine = Machine()
         machine.start()

@@ -24,6 +24,7 @@ from typing import Any
 from worker import landlock, limits, seccomp
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
+PR_CAPBSET_DROP, PR_CAP_AMBIENT, AMBIENT_CLEAR_ALL, CAPABILITIES_3 = 24, 47, 4, 0x20080522
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 OOM_SCORE = 800  # when memory runs out the kernel ends the trainer, not the database
@@ -89,6 +90,7 @@ def children() -> set[int]:
 def confine(parent: int, folder: Path) -> None:
     """Put the walls up around this process, for the attempt of that folder. It must have one thread."""
     given = json.loads((folder / "attempt.json").read_text())
+    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # its facts in /proc are its own again, not root's
     own_network()
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     limits.limit(folder, on_a_gpu=on_a_gpu(given), processes=processes(given))
@@ -97,6 +99,25 @@ def confine(parent: int, folder: Path) -> None:
     # A new user namespace is a change of credentials, which may take the death signal back.
     die_with(parent)
     landlock.restrict(folder, given)
+    drop_capabilities()
+
+
+def hide() -> None:
+    """No other process of this user, but root's own, reads this one's memory, environment or descriptors."""
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def drop_capabilities() -> None:
+    """Give up every right of root's, also one in a user namespace of its own. Raises OSError."""
+    capability = 0
+    while (
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
+    ):  # until there is no such capability, or no right to
+        capability += 1
+    libc.prctl(PR_CAP_AMBIENT, AMBIENT_CLEAR_ALL, 0, 0, 0)
+    if libc.capset(struct.pack("Ii", CAPABILITIES_3, 0), bytes(24)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "capset")
 
 
 def processes(given: dict[str, Any]) -> int:

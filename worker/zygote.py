@@ -369,6 +369,7 @@ def main() -> None:
     parent, channel, lifeline = (int(value) for value in sys.argv[1:4])
     walls.die_with(parent)
     walls.adopt_orphans()
+    walls.hide()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warm_up()
     Nursery(socket.socket(fileno=channel), lifeline).serve()
