@@ -12,7 +12,7 @@ from shared import recipe as recipes
 from shared.columns import now
 from shared.errors import Refused
 from shared.ids import new_id
-from shared.tables import Checkpoint, Job, Kind
+from shared.tables import Attempt, Checkpoint, Job, Kind
 
 
 def prefix(job: Job, number: int, lease_id: str, name: str) -> str:
@@ -76,13 +76,15 @@ def to_go_on_from(db: Session, job: Job) -> list[Checkpoint]:
     return [*of(db, job.id), *([other] if other is not None and other.deleted_at is None else [])]
 
 
-def newest_step(db: Session, job: Job) -> int:
-    """The step that its next attempt goes on from; 0: the beginning."""
+def newest_step(db: Session, job: Job, last: Attempt | None = None) -> int:
+    """The step that its next attempt goes on from; 0: the beginning. What its last attempt, where that is given,
+    passed over because it was damaged does not count.
+    """
     mine = (Checkpoint.job_id == job.id) | (Checkpoint.id == job.resume_checkpoint_id)
-    return (
-        db.exec(select(func.max(Checkpoint.step)).where(mine, col(Checkpoint.deleted_at).is_(None))).one()
-        or 0
-    )
+    found = select(func.max(Checkpoint.step)).where(mine, col(Checkpoint.deleted_at).is_(None))
+    if last is not None:
+        found = found.where((Checkpoint.step <= last.start_step) | (Checkpoint.attempt_id == last.id))
+    return db.exec(found).one() or 0
 
 
 def to_resume(db: Session, job: Job, checkpoint_id: str) -> Checkpoint:

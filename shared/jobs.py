@@ -309,7 +309,9 @@ def requeue(db: Session, job: Job, actor: str, attempt: Attempt) -> State:
 def follow(db: Session, job: Job) -> Verdict:
     """What follows the job's last attempt, which has ended."""
     past = select(Attempt).where(Attempt.job_id == job.id).order_by(col(Attempt.number).desc()).limit(HISTORY)
-    return verdict(db.exec(past).all(), checkpoints.newest_step(db, job), clock(db), settings().retry_seconds)
+    made = db.exec(past).all()
+    reached = checkpoints.newest_step(db, job, made[0])
+    return verdict(made, reached, clock(db), settings().retry_seconds)
 
 
 def hand_out(db: Session, job: Job, actor: str) -> State:

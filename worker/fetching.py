@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlmodel import Session, select
 
-from shared import base_models, batches, checkpoints, datasets, leases, orders, shards, storage
+from shared import base_models, batches, checkpoints, datasets, events, leases, orders, shards, storage
 from shared import recipe as recipes
 from shared.db import transaction
 from shared.errors import Refused
@@ -87,22 +87,41 @@ def training(trip: "Trip") -> dict[str, Any]:
         "columns": columns,
         "train": str(cache.dataset(train)),
         "valid": str(cache.dataset(valid)) if valid else None,
-        "resume": newest_whole(stored, trip.folder / "resume"),
+        "resume": newest_whole(trip, stored),
         "card": facts,
     } | weights(trip.machine, start)
 
 
-def newest_whole(stored: Any, folder: Path) -> str | None:
+def newest_whole(trip: "Trip", stored: Iterable[Checkpoint]) -> str | None:
     """The newest checkpoint whose bytes are those that were stored; from the beginning where there is none."""
+    damaged: list[int] = []
     for checkpoint in stored:
-        place = folder / f"step-{checkpoint.step:06d}"
+        place = trip.folder / "resume" / f"step-{checkpoint.step:06d}"
         try:
             storage.get_folder(checkpoint.prefix, checkpoint.manifest, place)
         except storage.Corrupt:
             log.exception("The checkpoint %s cannot be resumed from; an older one is tried", checkpoint.id)
+            damaged.append(checkpoint.step)
             continue
+        go_on_from(trip, checkpoint.step, damaged)
         return str(place)
+    go_on_from(trip, 0, damaged)
     return None
+
+
+def go_on_from(trip: "Trip", step: int, damaged: list[int]) -> None:
+    """Tells the job's log and its attempt where it goes on from, if not from its newest checkpoint."""
+    if not damaged:
+        return
+    since = f"step {step:,}" if step else "the beginning"
+    told = [f"Checkpoint of step {one:,} is damaged in the store; going on from {since}." for one in damaged]
+    with transaction() as db:
+        attempt = leases.held(db, trip.lease_id)
+        if attempt is not None:
+            attempt.start_step = step
+            events.append(db, trip.lease_id, trip.job, [trip.line("warn", one) for one in told])
+    if "step" in trip.progress:
+        trip.progress["step"] = step
 
 
 def inference(trip: "Trip") -> dict[str, Any]:

@@ -98,6 +98,12 @@ class Trip:
         """Bytes of disk that it is still to write."""
         return self.need.fetched + max(0, self.need.written - size_of(self.folder))
 
+    def line(self, level: str, message: str) -> dict[str, Any]:
+        """A log line of the worker's own; their numbers count down from -1."""
+        self.notes -= 1
+        data = {"level": level, "message": message}
+        return {"seq": self.notes, "at": time.time(), "type": "log", "step": None, "data": data}
+
     def touch_cached(self) -> None:
         """What it uses of the cache is not given up."""
         for place in self.cached:
@@ -383,12 +389,8 @@ def circumstances(trip: Trip, trainer: "Trainer", memory_kills: int) -> Circumst
 
 
 def tell_output(trip: Trip) -> None:
-    """The last lines that the dead trainer printed, as log lines. Lines of the worker count down from -1."""
-    lines = []
-    for line in last_lines(trip.folder / "output.log", OUTPUT_LINES):
-        trip.notes -= 1
-        data = {"level": "error", "message": line}
-        lines.append({"seq": trip.notes, "at": time.time(), "type": "log", "step": None, "data": data})
+    """The last lines that the dead trainer printed, as log lines."""
+    lines = [trip.line("error", line) for line in last_lines(trip.folder / "output.log", OUTPUT_LINES)]
     persist(trip, lambda: tell(trip, lines))
 
 

@@ -243,7 +243,7 @@ def test_a_slot_is_nobodys_while_a_trainer_of_a_killed_worker_lives(tmp_path: Pa
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert worker.stdout is not None
     zygote = int(worker.stdout.readline())
-    wait_for((folder / "pid").exists)
+    wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text())
     trainer = int((folder / "pid").read_text())
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()

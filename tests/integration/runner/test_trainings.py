@@ -89,6 +89,10 @@ def test_a_checkpoint_whose_bytes_changed_is_not_resumed_from(team, tiny, machin
     assert again(job.id).state == State.SUCCEEDED
     resumed = [e.step for e in events_of(attempts(job.id)[1].lease_id) if e.type == EventType.STEP]
     assert before.step < min(resumed) <= newest.step
+    assert attempts(job.id)[1].start_step == before.step
+    said = [e.data["message"] for e in events_of(attempts(job.id)[1].lease_id) if e.type == EventType.LOG]
+    told = f"Checkpoint of step {newest.step:,} is damaged in the store; going on from step {before.step:,}."
+    assert told in said
 
 
 @pytest.fixture
