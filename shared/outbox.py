@@ -23,7 +23,8 @@ from shared.leases import clock
 from shared.settings import settings
 from shared.tables import Delivery, Job, Kind, Occasion, Sent, Webhook
 
-LEASE = timedelta(seconds=60)  # a try takes ten seconds at most
+LEASE = timedelta(seconds=60)  # a try takes twenty seconds at most
+LONGEST_PAUSE = timedelta(days=1)  # that a receiver gets by asking for one
 PAUSES = tuple(timedelta(minutes=m) for m in (1, 5, 15, 60, 180, 360, 720))  # after each failed try
 TRIES = len(PAUSES) + 1
 JITTER = 0.2  # of a pause, either way
@@ -198,8 +199,17 @@ def addressed(db: Session, delivery: Delivery, at: datetime) -> Letter:
     )
 
 
-def settle(db: Session, sent: Letter, *, status: int | None, seconds: float, said: str) -> None:
-    """What came of a try; `said` is why it failed, empty where it arrived. A late sender's word is ignored.
+def settle(
+    db: Session,
+    sent: Letter,
+    *,
+    status: int | None,
+    seconds: float,
+    said: str,
+    pause: timedelta = timedelta(0),
+) -> None:
+    """What came of a try; `said` is why it failed, empty where it arrived; `pause` is what the receiver asks for
+    before the next. A late sender's word is ignored.
 
     Locks are taken in this order: webhook, delivery.
     """
@@ -219,7 +229,8 @@ def settle(db: Session, sent: Letter, *, status: int | None, seconds: float, sai
     elif delivery.tries >= TRIES or not worth_another(sent, delivery):
         delivery.state = Sent.GIVEN_UP
     else:
-        delivery.due_at = at + PAUSES[delivery.tries - 1] * random.uniform(1 - JITTER, 1 + JITTER)
+        planned = PAUSES[delivery.tries - 1] * random.uniform(1 - JITTER, 1 + JITTER)
+        delivery.due_at = at + max(planned, min(pause, LONGEST_PAUSE))
     db.flush()
     if webhook is not None:
         judge(db, webhook, status, failed=bool(said))

@@ -13,9 +13,12 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import SplitResult, urlsplit
 
+from shared.columns import now
 from shared.errors import Refused
 from shared.settings import settings
 
@@ -24,6 +27,7 @@ MOST_HEAD = 8192  # bytes of an answer after which no more are read
 MOST_ADDRESSES = 4  # of a name that are tried
 LONGEST_URL = 2000
 HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?|[0-9a-f:.]+")
+RETRY_AFTER = re.compile(rb"(?im)^retry-after:[ \t]*([^\r\n]{1,64}?)[ \t]*\r?$")
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r\n]")
 UNICAST = ip_network("2000::/3")  # without IPv4 inside IPv6 and NAT64: those stand for, or lead to, anything
 SPECIAL = tuple(  # protocol assignments, relays, Teredo, 6to4, documentation
@@ -34,6 +38,14 @@ Address = IPv4Address | IPv6Address
 
 class Unreached(Exception):
     """Why a request had no answer, as a sentence."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back. `pause`: for how long it asks to be left alone."""
+
+    status: int
+    pause: timedelta | None = None
 
 
 @dataclass(frozen=True)
@@ -120,15 +132,15 @@ def not_public(host: str) -> str:
     )
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str], seconds: float = SECONDS) -> int:
-    """Sends the body and returns the status of the answer. Raises Refused and Unreached with a sentence."""
+def post(url: str, body: bytes, headers: Mapping[str, str], seconds: float = SECONDS) -> Answer:
+    """Sends the body and returns what the head of the answer says. Raises Refused and Unreached with a sentence."""
     ends = time.monotonic() + seconds
     where = target(url)
     try:
         with connected(where, addresses(where, ends), ends) as sock:
             sock.settimeout(left(ends))
             sock.sendall(head(where, len(body), headers) + body)
-            return status(sock, ends)
+            return answer(sock, ends)
     except TimeoutError:
         raise Unreached(f"It did not answer within {seconds:g} seconds.") from None
     except ssl.SSLCertVerificationError as bad:
@@ -183,8 +195,8 @@ def head(where: Target, length: int, headers: Mapping[str, str]) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
 
-def status(sock: socket.socket, ends: float) -> int:
-    """The status of the answer, whose head is read to its end or MOST_HEAD bytes. Raises Unreached."""
+def answer(sock: socket.socket, ends: float) -> Answer:
+    """The answer, whose head is read to its end or MOST_HEAD bytes. Raises Unreached."""
     received = b""
     while b"\r\n\r\n" not in received and len(received) < MOST_HEAD:
         sock.settimeout(left(ends))
@@ -192,10 +204,21 @@ def status(sock: socket.socket, ends: float) -> int:
         if not part:
             break
         received += part
-    answer = STATUS.match(received)
-    if answer is None:
+    status = STATUS.match(received)
+    if status is None:
         raise Unreached("What it answered is not HTTP.")
-    return int(answer[1])
+    asked = RETRY_AFTER.search(received.partition(b"\r\n\r\n")[0])
+    return Answer(int(status[1]), pause(asked[1].decode("ascii", "replace")) if asked else None)
+
+
+def pause(asked: str) -> timedelta | None:
+    """What a Retry-After asks for (RFC 9110, 10.2.3: seconds or a date); None where it cannot be read."""
+    try:
+        if re.fullmatch(r"[0-9]{1,9}", asked):
+            return timedelta(seconds=int(asked))
+        return max(timedelta(0), parsedate_to_datetime(asked) - now())
+    except (ValueError, TypeError, OverflowError):  # TypeError: a date without a time zone
+        return None
 
 
 def left(ends: float) -> float:

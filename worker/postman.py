@@ -7,6 +7,8 @@ delivery is due again when its lease ends, under the same id.
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
 
 from shared import mail, outbox, outgoing
 from shared.db import transaction
@@ -16,9 +18,21 @@ from worker.contact import AWAY
 
 log = logging.getLogger(__name__)
 
-BATCH = 16  # taken at once: two rounds of ten seconds at most, well within the lease
+BATCH = 16  # taken at once: two rounds of twenty seconds at most, within the lease
 AT_ONCE = 8
 ROUND_SECONDS = 20.0  # after which it leaves the rest to the next call
+
+
+BUSY = (429, 503)  # answers whose Retry-After counts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The status of the answer, why it failed or an empty text, and the pause that the receiver asks for."""
+
+    status: int | None
+    said: str
+    pause: timedelta = timedelta(0)
 
 
 def deliver() -> int:
@@ -38,17 +52,18 @@ def deliver() -> int:
 def carry(letter: Letter) -> None:
     """One try, and what came of it."""
     began = time.monotonic()
-    status, said = send(letter)
+    came = send(letter)
     try:
         with transaction() as db:
-            outbox.settle(db, letter, status=status, seconds=time.monotonic() - began, said=said)
+            seconds = time.monotonic() - began
+            outbox.settle(db, letter, status=came.status, seconds=seconds, said=came.said, pause=came.pause)
     except AWAY as away:
         log.warning("The database is away; %s will be sent again: %s", letter.id, away)
 
 
-def send(letter: Letter) -> tuple[int | None, str]:
-    """(the status of the answer, why it failed or an empty text)."""
-    return (None, by_mail(letter)) if not letter.webhook_id else by_post(letter)
+def send(letter: Letter) -> Outcome:
+    """What came of one try."""
+    return by_post(letter) if letter.webhook_id else Outcome(None, by_mail(letter))
 
 
 def by_mail(letter: Letter) -> str:
@@ -65,13 +80,17 @@ def by_mail(letter: Letter) -> str:
     return ""
 
 
-def by_post(letter: Letter) -> tuple[int | None, str]:
-    """(the status of the answer, why it failed or an empty text)."""
+def by_post(letter: Letter) -> Outcome:
+    """What came of a request."""
     try:
-        status = outgoing.post(letter.url, letter.body.encode(), letter.headers)
+        answer = outgoing.post(letter.url, letter.body.encode(), letter.headers)
     except (Refused, outgoing.Unreached) as failed:
-        return None, str(failed)
-    return status, complaint(status)
+        return Outcome(None, str(failed))
+    said = complaint(answer.status)
+    if answer.status not in BUSY or answer.pause is None:
+        return Outcome(answer.status, said)
+    asked = round(answer.pause.total_seconds())
+    return Outcome(answer.status, f"{said} It asks for a pause of {asked:,} s.", answer.pause)
 
 
 def complaint(status: int) -> str:

@@ -2,7 +2,11 @@
 
 import email
 import email.policy
+import socket
 import ssl
+import threading
+import time
+from contextlib import suppress
 from datetime import timedelta
 from email.message import EmailMessage
 from types import SimpleNamespace
@@ -159,6 +163,31 @@ def test_a_server_that_is_away_loses_nothing(house, monkeypatch):
     with transaction() as db:
         one = db.exec(select(Delivery)).one()
     assert (one.state, one.tries) == (Sent.WAITING, 1)
+
+
+@pytest.mark.parametrize(("scheme", "first"), [("smtp", b"2"), ("smtps", bytes.fromhex("1603034000"))])
+def test_a_server_that_speaks_slowly_is_left_when_the_time_is_up(stack, monkeypatch, scheme, first):
+    monkeypatch.setattr(mail, "SECONDS_IN_ALL", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ended = threading.Event()
+
+        def dripping():
+            line, _ = server.accept()
+            with line, suppress(OSError):
+                line.sendall(first)
+                while not ended.wait(0.1):
+                    line.sendall(b"2")
+
+        speaking = threading.Thread(target=dripping)
+        speaking.start()
+        monkeypatch.setattr(settings(), "smtp_url", f"{scheme}://127.0.0.1:{server.getsockname()[1]}")
+        threading.Timer(10, ended.set).start()
+        began = time.monotonic()
+        with pytest.raises(mail.FAILURES):
+            mail.deliver(mail.letter("you@example.com", "Hello", "Text"))
+        assert time.monotonic() - began < 5
+        ended.set()
+        speaking.join()
 
 
 def test_a_server_that_asks_for_tls_and_a_password_gets_both(stack, monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from datetime import timedelta
+from email.utils import format_datetime
 
 import pytest
 from sqlalchemy import text
@@ -53,6 +54,33 @@ def test_after_a_success_nothing_is_sent_any_more(house, receiver):
     one = the_delivery()
     assert (one.state, [line["status"] for line in one.log]) == (Sent.DELIVERED, [500, 204])
     assert len(receiver.received) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "least", "most"),
+    [
+        (429, "600", 600, 610),
+        (503, format_datetime(now() + timedelta(hours=2)), 5400, 7200),
+        (429, "99999999", 86_300, 86_400),  # a day at most
+        (503, "soon", 48, 72),
+        (429, "1", 48, 72),  # no sooner than without
+        (500, "600", 48, 72),
+    ],
+)
+def test_a_busy_receiver_is_left_alone_for_as_long_as_it_asks(house, receiver, status, asked, least, most):
+    def busy(handler):
+        handler.send_response(status)
+        handler.send_header("Retry-After", asked)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    fake_delivery(house)
+    receiver.then = busy
+    assert postman.deliver() == 1
+    one = the_delivery()
+    assert least - 5 <= (one.due_at - now()).total_seconds() <= most
+    assert f"It answered {status}" in one.log[0]["said"]
+    assert ("asks for a pause" in one.log[0]["said"]) == (status != 500 and asked != "soon")
 
 
 def test_a_redirect_is_a_failure_that_says_so(house, receiver):
