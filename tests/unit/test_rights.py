@@ -31,7 +31,7 @@ def curious(folder, stop, *, forked):
         "forget": tried(lambda: Path("/dev/null").write_text("x")),
         "chance": tried(lambda: Path("/dev/urandom").open("rb").read(1)),
         "shared memory": tried(lambda: (shared.write_text("x"), shared.unlink())),
-        "other devices": tried(lambda: os.close(os.open("/dev/tty", os.O_RDWR | os.O_NONBLOCK))),
+        "other devices": tried(lambda: os.close(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))),
         "the zygote's environment": tried(Path("/proc", str(os.getppid()), "environ").read_bytes),
         "its own environment": tried(Path("/proc/self/environ").read_bytes),
         "its own folder": tried(lambda: (folder / "made").write_text("x")),
