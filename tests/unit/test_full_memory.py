@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shared.recipe import Learner, Loss, Recipe, get
+from tests import generators
 from tests.attempts import TINY, checkpoints, events, json_lines, parquet, run_here, write_attempt
 from worker.engine.checkpoint import copied
 
@@ -125,6 +126,23 @@ def test_an_lstm_whose_rows_do_not_fit_is_told_with_a_way_out(
     )
     assert run_here(folder) == 20, events(folder, "error")
     assert "max_length" in events(folder, "error")[0]["data"]["message"]
+
+
+def test_a_generator_whose_pictures_do_not_fit_computes_its_layers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = get("text_to_image")
+    honest, helped = type(recipe).loss, []
+
+    def greedy(self: Recipe, learner: Learner, batch: Any) -> Loss:
+        if not learner.model["transformer"].is_gradient_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        helped.append(batch)
+        return honest(self, learner, batch)
+
+    monkeypatch.setattr(type(recipe), "loss", greedy)
+    generators.trained(tmp_path / "attempt", "text_to_image", recipe.example, max_steps=2)
+    assert helped
 
 
 def test_weights_that_are_tied_are_copied_once(monkeypatch: pytest.MonkeyPatch):

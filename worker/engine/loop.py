@@ -24,7 +24,7 @@ from worker.engine.evaluation import judge as judge_held
 from worker.engine.evaluation import judge_base, kept
 from worker.engine.events import Events
 from worker.engine.ranks import ALONE, FINISH, GO_ON, LEAVE, Ranks
-from worker.engine.run import Run, prepare, recompute
+from worker.engine.run import Run, prepare, recompute, recomputing
 from worker.engine.weights import autocast, is_adapter
 
 MOST_UNSTEADY = 3  # steps in a row without a finite loss
@@ -212,7 +212,7 @@ def make_room(run: Run, lengths: list[int], wrong: Exception | None) -> None:
                 "warn",
             )
         progress.halved = True
-    elif not progress.checkpointing and getattr(run.learner.model, "supports_gradient_checkpointing", False):
+    elif not progress.checkpointing and recomputing(run.learner.model):
         progress.checkpointing = True
         recompute(run.learner)
         run.events.log(

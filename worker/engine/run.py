@@ -232,11 +232,24 @@ def pick_up(run: Run, folder: Path) -> None:
     run.events.log(f"Going on from step {run.progress.step}.")
 
 
+def recomputing(model: Any) -> list[Any]:
+    """The parts that know gradient checkpointing: a model of transformers as a whole, those of diffusers inside of
+    one; an LSTM has none.
+    """
+    if getattr(model, "supports_gradient_checkpointing", False):
+        return [model]
+    return [part for part in model.modules() if getattr(part, "_supports_gradient_checkpointing", False)]
+
+
 def recompute(learner: Learner) -> None:
     """Gradient checkpointing: layers are computed again in the backward pass, outside of the call that
     knows the layout of a packed batch, so batches are padded from here on.
     """
-    learner.model.activation_checkpointing_enable({"use_reentrant": False})
+    for part in recomputing(learner.model):
+        if hasattr(part, "activation_checkpointing_enable"):
+            part.activation_checkpointing_enable({"use_reentrant": False})
+        else:  # of diffusers
+            part.enable_gradient_checkpointing()
     learner.packs = False
 
 
