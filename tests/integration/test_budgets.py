@@ -58,6 +58,23 @@ def test_a_new_checkpoint_gives_the_budget_back(db, team, worker):
         db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=jobs.clock(db)))
 
 
+def test_crashes_count_also_below_a_checkpoint_that_is_damaged(db, team, worker):
+    job = a_job(db, team)
+    first = claimed(db, worker.id, "compute")
+    row = {"step": 50, "epoch": 1.0, "metrics": {}, "adapter": True, "prefix": "x/", "manifest": []}
+    checkpoints.record(db, first.lease_id, **row)
+    jobs.release(db, first.lease_id, "drain")
+    states = []
+    for step in (11, 12, 13):
+        db.exec(update(Job).where(col(Job.id) == job.id).values(run_after=jobs.clock(db)))
+        attempt = claimed(db, worker.id, "compute")
+        assert attempt.start_step == 50
+        attempt.start_step = 10  # the newest checkpoint could not be read
+        jobs.report(db, attempt.lease_id, progress={"step": step})
+        states.append(jobs.finish(db, attempt.lease_id, Outcome.CRASHED, reason="It died."))
+    assert states == [State.QUEUED, State.QUEUED, State.FAILED]
+
+
 def test_two_crashes_at_the_same_step_are_poison(db, team, worker):
     job = a_light_job(db, team)
     assert [crash(db, worker, job, 7), crash(db, worker, job, 7)] == [State.QUEUED, State.FAILED]
