@@ -121,9 +121,7 @@ def submit_import(
     file_id: str | None = None,
     created_by: str | None = None,
 ) -> Job:
-    """Queues the import of a dataset version or a base model, whose row says `building` from now on; the import
-    that is under way, where one is. Raises Refused for what is there already.
-    """
+    """Queues the import of a dataset version or base model, or gives the one under way. Raises Refused if it is there."""
     row = imports.to_make(db, version_id, base_model_id)
     if under_way := imports.going_on(db, row):
         return under_way

@@ -47,12 +47,15 @@ def test_only_jobs_py_writes_the_state_of_a_job():
 def writes_job_state(node: ast.AST) -> bool:
     """`x.state = State.…`, `values(state=State.…)` or SQL text that sets jobs.state."""
     if isinstance(node, ast.Assign):
-        on_state = any(isinstance(t, ast.Attribute) and t.attr == "state" for t in node.targets)
+        targets = [part for target in node.targets for part in ast.walk(target)]
+        on_state = any(isinstance(part, ast.Attribute) and part.attr == "state" for part in targets)
         return on_state and names_a_state(node.value)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "values":
         return any(k.arg == "state" and names_a_state(k.value) for k in node.keywords)
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return bool(re.search(r"update\s+jobs\s+set\b[^;]*\bstate\s*=", node.value, re.IGNORECASE))
+        return bool(
+            re.search(r"update\s+jobs\s+set\b((?!\bwhere\b)[^;])*\bstate\s*=", node.value, re.IGNORECASE)
+        )
     return False
 
 

@@ -45,7 +45,8 @@ def test_an_export_answers_as_the_trained_model(form: str, trained: tuple[Path, 
     assert run_here(folder) == 0, events(folder, "error")
     compared = json.loads((folder / "artifacts" / "agreement.json").read_text())
     assert compared["equal"] >= 0.99
-    assert compared["largest_difference"] < {"merged": 1e-4, "gguf": 0.01}[form]
+    rounded = {"merged": 1e-4, "gguf": 0.02}[form]  # a GGUF file holds float16
+    assert compared["largest_difference"] < rounded
     assert "of the likeliest next tokens are equal" in compared["said"]
 
 

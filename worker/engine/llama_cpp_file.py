@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -44,6 +45,8 @@ def opened(llama_cpp: Any, path: Path, longest: int) -> Any:
     params.n_ctx, params.n_parallel = longest + 1, 1
     params.cpuparams.n_threads = torch.get_num_threads()
     params.warmup, params.verbosity = False, 0
+    # it listens in any case, and a trainer may open no other kind of socket
+    params.hostnames = [f"@burnish-{os.getpid()}.sock"]
     return llama_cpp.Server(params)
 
 
