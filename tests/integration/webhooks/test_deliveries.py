@@ -66,6 +66,7 @@ def test_after_a_success_nothing_is_sent_any_more(house, receiver):
         (429, "1", 48, 72),  # no sooner than without
         (500, "600", 48, 72),
     ],
+    ids=["seconds", "date", "too long", "no time", "sooner", "no busy receiver"],  # the same in every process
 )
 def test_a_busy_receiver_is_left_alone_for_as_long_as_it_asks(house, receiver, status, asked, least, most):
     def busy(handler):
