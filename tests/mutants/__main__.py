@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 from tests.chaos import report
-from tests.mutants.guards import GUARDS, Guard
+from tests.mutants.guard import Guard
+from tests.mutants.guards import GUARDS
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300
