@@ -30,6 +30,7 @@ from shared.tables import (
 from tests.factories import a_base_model, a_checkpoint, a_dataset, a_job, a_team, a_worker
 from tests.integration.runner.orders import submitted
 from tests.integration.runner.runs import again, attempts, in_background, kept, steps, weights
+from tests.integration.working import a_machine
 from tests.services import until
 from web import failures, waiting
 from worker import needs
@@ -44,14 +45,8 @@ SIZE = 64 * MIB
 @pytest.fixture(scope="module")
 def running(stack):
     """A worker in this process."""
-    settings().heartbeat_seconds, settings().retry_seconds, settings().trainer_threads = 0.3, 0.1, 1
-    worker = Machine()
-    worker.start()
-    yield worker
-    worker.stop()
-    assert worker.zygote
-    worker.zygote.stop()
-    settings.cache_clear()
+    with a_machine(retry_seconds=0.1) as worker:
+        yield worker
 
 
 @pytest.fixture

@@ -12,24 +12,18 @@ from shared.settings import settings
 from shared.tables import Job, Kind, Outcome, Slot, State, Worker
 from tests.factories import a_job, a_team, a_user, a_worker, an_attempt
 from tests.integration.runner.runs import again, attempts
+from tests.integration.working import a_machine
 from tests.services import until
 from tests.visitor import Visitor
 from web import create_app
-from worker.machine import Machine
 from worker.rounds import ROUNDS
 
 
 @pytest.fixture(scope="module")
 def running(stack):
     """A worker in this process, whom nobody sends a message."""
-    settings().heartbeat_seconds, settings().lease_seconds, settings().sweep_seconds = 0.3, 1, 1000
-    worker = Machine()
-    worker.start()
-    yield worker
-    worker.stop()
-    assert worker.zygote
-    worker.zygote.stop()
-    settings.cache_clear()
+    with a_machine(lease_seconds=1, sweep_seconds=1000) as worker:
+        yield worker
 
 
 @pytest.fixture

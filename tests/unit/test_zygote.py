@@ -178,7 +178,7 @@ def attacked(folder, stop, **more):
             os._exit(0)
         Path(folder, "daemon").write_text(str(os.getpid()))
         time.sleep(600)
-    while not Path(folder, "daemon").exists():
+    while not (Path(folder, "daemon").exists() and Path(folder, "daemon").read_text()):
         time.sleep(0.01)
     return 0
 def warm_up():

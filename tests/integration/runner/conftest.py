@@ -3,25 +3,18 @@
 import pytest
 
 from shared.db import transaction
-from shared.settings import settings
 from shared.tables import Slot
 from tests.factories import a_team
 from tests.integration.runner.orders import submitted
 from tests.integration.runner.runs import again
-from worker.machine import Machine
+from tests.integration.working import a_machine
 
 
 @pytest.fixture(scope="module")
 def machine(stack):
     """A worker in this process."""
-    settings().heartbeat_seconds, settings().retry_seconds, settings().trainer_threads = 0.3, 0.1, 1
-    running = Machine()
-    running.start()
-    yield running
-    running.stop()
-    assert running.zygote
-    running.zygote.stop()
-    settings.cache_clear()
+    with a_machine(retry_seconds=0.1) as running:
+        yield running
 
 
 @pytest.fixture

@@ -3,27 +3,19 @@
 import pytest
 
 from shared.db import transaction
-from shared.settings import settings
 from shared.tables import Outcome, Slot, State
 from tests.factories import a_team
 from tests.integration.runner.orders import submitted
 from tests.integration.runner.runs import again, attempts, kept, steps
+from tests.integration.working import a_machine
 from tests.services import until
-from worker.machine import Machine
 
 
 @pytest.fixture
-def passing(clean, stack, tmp_path, monkeypatch):
+def passing(clean, stack, tmp_path):
     """A worker in this process that will end."""
-    settings().heartbeat_seconds, settings().trainer_threads = 0.3, 1
-    monkeypatch.setattr(settings(), "burnish_home", tmp_path)
-    worker = Machine()
-    worker.start()
-    yield worker
-    worker.stop()
-    assert worker.zygote
-    worker.zygote.stop()
-    settings.cache_clear()
+    with a_machine(burnish_home=tmp_path) as worker:
+        yield worker
 
 
 def test_a_worker_that_ends_lets_a_revived_zygotes_trainer_write_its_checkpoint(passing, tiny):

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+from pathlib import Path
 
 import openai
 import pytest
@@ -37,7 +38,7 @@ def test_a_message_is_signed_by_the_standard_and_openais_library_unwraps_it(hous
 
 
 def test_the_example_of_the_page_accepts_a_message_and_no_other(house, receiver):
-    page = open("docs/notifications.md").read()  # noqa: PTH123, SIM115 - short
+    page = Path("docs/notifications.md").read_text()
     scope: dict = {}
     exec(page.split("```python\n")[1].split("```")[0], scope)
     fake_delivery(house)
