@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy import func, text
 from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from shared import ranking, resources, room
 from shared.errors import NotFound
@@ -74,11 +75,20 @@ def stop(db: Session, worker_id: str) -> None:
 
 def alive(db: Session) -> Sequence[Worker]:
     """The workers that have shown a sign of life lately, oldest first."""
+    return db.exec(living()).all()
+
+
+def living() -> SelectOfScalar[Worker]:
+    """The select of them."""
     silent = timedelta(seconds=SILENT_HEARTBEATS * settings().heartbeat_seconds)
     lately = col(Worker.heartbeat_at) > func.clock_timestamp() - silent
-    return db.exec(
-        select(Worker).where(lately, col(Worker.stopped_at).is_(None)).order_by(col(Worker.id))
-    ).all()
+    return select(Worker).where(lately, col(Worker.stopped_at).is_(None)).order_by(col(Worker.id))
+
+
+def is_oldest(db: Session, worker_id: str) -> bool:
+    """Whether it is the oldest of them: to it falls what one of them is to do for all."""
+    oldest = db.exec(living().limit(1)).first()
+    return oldest is not None and oldest.id == worker_id
 
 
 def missing_walls(worker: Worker) -> list[str]:

@@ -110,7 +110,7 @@ class Machine:
                     looked = time.monotonic()
                     for slot in Slot:
                         self.look_soon(slot)
-                    if ROUNDS.missed():
+                    if ROUNDS.missed() and self.is_oldest():
                         ROUNDS.make_soon()
             except AWAY as away:
                 log.warning("The database is away: %s", away)
@@ -147,6 +147,11 @@ class Machine:
                 workers.drain(db, self.id)
         except (*AWAY, NotFound) as away:
             log.warning("The drain is not noted: %s", away)
+
+    def is_oldest(self) -> bool:
+        """Whether it makes the rounds where nobody asks: each sweep is heard by one worker, and the others miss it."""
+        with transaction() as db:
+            return workers.is_oldest(db, self.id)
 
     def stop(self) -> None:
         """The process ends: waits for what runs in threads of its own, and only then lets the keeper go, with whom

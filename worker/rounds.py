@@ -2,8 +2,8 @@
 sends what people and webhooks are to hear.
 
 Beat's messages ask for it. They may all be lost: without a broker, without beat, or with a clock so fast that each
-looks stale. A worker that has heard of no sweep for a while therefore makes the rounds by itself. Everything here
-may run twice at once.
+looks stale. The oldest worker, if it has heard of no sweep for a while, therefore makes the rounds by itself.
+Everything here may run twice at once.
 """
 
 import logging

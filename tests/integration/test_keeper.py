@@ -1,11 +1,12 @@
 """What a worker's keeper sees to when the store, or whoever asks for sweeps, is away."""
 
 import socket
+import time
 from datetime import timedelta
 
 import pytest
 
-from shared import jobs
+from shared import jobs, workers
 from shared.columns import now
 from shared.db import transaction
 from shared.settings import settings
@@ -50,6 +51,21 @@ def test_a_dead_worker_s_job_is_taken_over_although_nobody_asks_for_sweeps(machi
     assert attempts(job.id)[0].outcome == Outcome.LOST
     assert ROUNDS.thread
     ROUNDS.thread.join(20)
+
+
+def test_the_rounds_fall_to_the_oldest_worker_that_lives(machine, monkeypatch):
+    with transaction() as db:
+        older = a_worker(db, id="worker-0", heartbeat_at=now() + timedelta(hours=1))
+        job = a_job(db, a_team(db), state=State.RUNNING, resources={"processes": 1, "gpus": 8})
+        expired = {"lease_expires_at": now() - timedelta(seconds=30), "started_at": now()}
+        job.attempt_id = an_attempt(db, job, a_worker(db), slots=["compute"], **expired).id
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(settings(), "sweep_seconds", 0.3)
+        time.sleep(4)
+        assert again(job.id).state == State.RUNNING, "that one would have taken it back"
+        with transaction() as db:
+            workers.stop(db, older.id)
+        until(lambda: again(job.id).state == State.QUEUED, 20, "the job is taken back")
 
 
 def test_while_the_store_is_silent_nothing_is_claimed_and_the_queue_page_says_why(machine, monkeypatch):
