@@ -266,14 +266,14 @@ def start_of(db: Session, job: Job) -> Start:
     while below is not None and below.adapter:
         came_from = db.exec(select(Job.checkpoint_id).where(Job.id == below.job_id)).first()
         below = db.get(Checkpoint, came_from) if came_from else None
-    if below is not None and below.deleted_at is not None:
-        raise Refused(f"The weights under the adapter {checkpoint.id} are deleted.", param="model")
     return Start(base, below, checkpoint)
 
 
 def weights(machine: "Machine", start: Start) -> dict[str, Any]:
-    """The folders of the starting weights, in the cache; from scratch there are none."""
+    """The folders of the starting weights, in the cache; from scratch there are none. Raises Refused for deleted ones."""
     cache = machine.cache
+    if start.adapter and start.full and start.full.deleted_at is not None:
+        raise Refused(f"The weights under the adapter {start.adapter.id} are deleted.", param="model")
     adapter = cache.servable(start.adapter) if start.adapter else None
     if start.full is None and base_models.is_scratch(start.base):
         return {"preset": start.base.facts["preset"]}

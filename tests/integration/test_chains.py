@@ -1,15 +1,17 @@
 """Chains of adapters: what lies under one stays, and a chain is taken away from its end."""
 
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from shared import checkpoints, jobs, retention
 from shared.columns import now
 from shared.errors import Refused
-from shared.tables import DatasetVersion, Kind, State
+from shared.tables import DatasetVersion, Kind, State, Team
 from tests.factories import a_checkpoint, a_job, a_team
-from worker.fetching import card, start_of
+from worker.fetching import card, start_of, weights
 
 LONG_AGO = timedelta(days=3)
 
@@ -38,7 +40,7 @@ def chain(db, team):
 
 def test_a_chain_is_deleted_from_its_end(db, chain):
     for needed in chain[:2]:
-        with pytest.raises(Refused, match=f"adapter of {chain[2].id} stands on a checkpoint of {needed.id}"):
+        with pytest.raises(Refused, match=f"{chain[2].id} stands on a checkpoint of {needed.id}"):
             jobs.delete(db, needed, "somebody")
     for job in reversed(chain):
         jobs.delete(db, job, "somebody")
@@ -70,6 +72,26 @@ def test_full_weights_hold_nothing_below_them(db, team):
     assert not further.deleted_at
 
 
+def test_full_weights_of_a_method_that_compares_keep_what_they_are_compared_with(db, team):
+    first = ended(db, team)
+    preferred = ended(db, team, recipe="dpo", checkpoint_id=a_checkpoint(db, first).id)
+    a_checkpoint(db, preferred)
+    with pytest.raises(Refused, match=f"{preferred.id} stands on a checkpoint of {first.id}"):
+        jobs.delete(db, first, "somebody")
+    jobs.delete(db, preferred, "somebody")
+    jobs.delete(db, first, "somebody")
+
+
+def test_the_card_of_full_weights_does_not_need_what_they_were_trained_from(db, chain):
+    full, below, above = chain
+    merged = ended(db, db.get_one(Team, full.team_id), checkpoint_id=checkpoints.of(db, above.id)[0].id)
+    a_checkpoint(db, merged)
+    for job in (above, below, full):
+        jobs.delete(db, job, "somebody")
+    version = db.get_one(DatasetVersion, merged.dataset_version_id)
+    assert card(db, merged, start_of(db, merged), version)["stands_on"] == f"step 40 of {full.id}"
+
+
 def test_an_adapter_whose_weights_are_deleted_all_the_same_is_not_begun_with(db, team, chain):
     (adapter,) = checkpoints.of(db, chain[2].id)
     asked = a_job(db, team, Kind.INFER, checkpoint_id=adapter.id, base_model_id=chain[2].base_model_id)
@@ -78,4 +100,4 @@ def test_an_adapter_whose_weights_are_deleted_all_the_same_is_not_begun_with(db,
     assert full.step == 40
     full.deleted_at = now()
     with pytest.raises(Refused, match=f"under the adapter {adapter.id} are deleted"):
-        start_of(db, asked)
+        weights(cast(Any, SimpleNamespace(cache=None)), start_of(db, asked))

@@ -89,9 +89,10 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device
 def require_its_labels(learner: Learner, earlier: dict[str, Any]) -> None:
     """An adapter holds a head, a row for each of its labels. Raises Refused where there are others to learn."""
     if earlier.get("labels") != learner.facts.get("labels"):
-        names = ", ".join(f"«{name}»" for name in (earlier.get("labels") or [])[:5])
+        taught = earlier.get("labels") or []
+        names = ", ".join(f"«{name}»" for name in taught[:5]) + (" …" if len(taught) > 5 else "")
         raise Refused(
-            f"The adapter was trained for other labels ({names} …). Start from the model that it stands on.",
+            f"The adapter was trained for other labels ({names}). Start from the model that it stands on.",
             param="model",
         )
 
