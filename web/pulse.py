@@ -36,6 +36,7 @@ ASK_SECONDS = 0.2  # between an answer and the next question
 LOOK = 0.1
 PATIENCE = 9  # looks
 CONNECT_SECONDS = 1.0
+LOCK = " -c lock_timeout=1s"  # people wait less long than workers for what somebody else has locked
 NEEDLESS = ("assets.file", "home.health")  # what is answered without the database, or tells of its silence
 
 
@@ -115,6 +116,7 @@ class Pulse:
         """A new connection for the pool, in a second or not at all: the driver itself would wait for longer.
         Raises Silent.
         """
+        options = options | {"options": options["options"] + LOCK}
         try:
             return within(CONNECT_SECONDS, lambda: dialect.connect(*args, **options), lambda: not self.silent)
         except TimeoutError:

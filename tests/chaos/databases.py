@@ -123,14 +123,15 @@ def the_database_is_full(world: World) -> None:
 @scenario(
     "F19",
     "somebody locks the table of jobs for 6 s",
-    "heartbeats give up waiting and come again; no job is queued again",
+    "heartbeats give up waiting and come again; no job is queued again; the web says 503 soon",
 )
 def a_table_is_locked(world: World) -> None:
-    running = busy(world)
+    running, began = busy(world), time.monotonic()
     world.hurt()
     with connection() as blocker, blocker.transaction():
         blocker.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
         time.sleep(6)
+    honest(world, began)
     nothing_requeued(world, running)
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from sqlalchemy import text
 from sqlmodel import Session, select
 from werkzeug.test import TestResponse
 
@@ -127,6 +128,18 @@ def test_a_frozen_database_is_told_of_soon_and_passes_without_a_trace(stack: Sta
     print(f"{len(during)} answers while the database was frozen, the slowest in {slowest:.2f} s")
     assert slowest < SOON
     assert {status for status, *_ in after} == {200}
+
+
+def test_a_table_that_somebody_has_locked_is_told_of_soon(web: httpx.Client):
+    until(lambda: web.get("/jobs").is_success, 10, "the page is served")
+    with transaction() as db:
+        db.connection().execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+        began = time.monotonic()
+        answer = web.get("/jobs")
+        took = time.monotonic() - began
+    assert answer.status_code == 503
+    assert "The database does not answer just now" in answer.text
+    assert took < SOON
 
 
 def test_a_followed_job_is_followed_on_after_the_database_was_frozen(stack: Stack, web: httpx.Client):
