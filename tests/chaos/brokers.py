@@ -13,7 +13,7 @@ from tests.chaos.world import World
 from tests.services import until
 
 SUBMIT_SECONDS = 1.5  # more than an undisturbed submit takes on this machine
-START_SECONDS = 10.0  # after the broker is back
+START_SECONDS = 60.0  # after the broker is back: more jobs wait than there are slots
 
 
 def unaffected(world: World, running: Submitted) -> None:
@@ -28,8 +28,8 @@ def unaffected(world: World, running: Submitted) -> None:
 
 
 def started(world: World) -> None:
-    """Within ten seconds of the broker's return every job has started, once."""
-    until(lambda: all(row(job).started_at for job in world.jobs), START_SECONDS + 10, "every job starts")
+    """Every job starts soon after the broker's return, once."""
+    until(lambda: all(row(job).started_at for job in world.jobs), START_SECONDS, "every job starts")
     assert all(len(attempts(job)) == 1 for job in world.jobs)
 
 

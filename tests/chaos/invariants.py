@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +18,7 @@ from sqlmodel import col, select
 from shared import checkpoints, queue, storage
 from shared.db import transaction
 from shared.settings import settings
-from shared.tables import FINAL, Attempt, Event, State, Transition
+from shared.tables import FINAL, Attempt, Event, EventType, State, Transition
 from tests.chaos import audit
 from tests.chaos.cluster import SLOTS, WEBS, WORKERS
 from tests.chaos.processes import trainers_of
@@ -30,9 +31,11 @@ from tests.chaos.workload import (
     final_weights,
     last_step,
     row,
+    told_by,
 )
 from tests.services import until
 
+DAMAGED = re.compile(r"^Checkpoint of step ([\d,]+) is damaged")
 TOLD_SECONDS = 90.0  # a delivery whose sender was killed is somebody else's a minute later
 QUIET_SECONDS = 10.0  # from the end of the last job until nothing of it is left
 
@@ -47,6 +50,7 @@ class Seen:
     overlap: float = 0.0  # seconds that two trainers of one job may have lived, here
     intervals: int = 2  # checkpoints' worth of steps that may be repeated, here
     failures_expected: bool = False
+    damages: bool = False  # what is stored was spoilt
     lines: list[audit.Line] = field(default_factory=list)
 
     @property
@@ -125,20 +129,30 @@ def no_two_trainers_share_a_job(seen: Seen) -> list[str]:
 
 
 def a_resumed_attempt_loses_little(seen: Seen) -> list[str]:
-    """I5: it starts from the newest stored checkpoint, and repeats no more steps than the bound."""
+    """I5: it starts from the newest stored checkpoint, but for those that its log calls damaged where some were
+    spoilt, and repeats no more steps than the bound.
+    """
     broken = []
     for job in seen.jobs:
         tries = attempts(job)
         kept = [(li.at, li.step or 0) for li in seen.lines if li.job_id == job.id and li.what == "checkpoint"]
         interval = -(-job.epochs * STEPS // CHECKPOINTS)
         for before, after in pairwise(tries):
-            newest = max((step for at, step in kept if at < after.started_at), default=0)
+            spoilt = called_damaged(after.lease_id) if seen.damages else set()
+            whole = [step for at, step in kept if at < after.started_at and step not in spoilt]
+            newest = max(whole, default=0)
             if after.start_step < newest:
                 broken.append(f"{after.id} starts at {after.start_step}, though {newest} was stored")
             lost = last_step(before.lease_id) - after.start_step
             if lost > seen.intervals * interval:
                 broken.append(f"{after.id} repeats {lost} steps; an interval is {interval}")
     return broken
+
+
+def called_damaged(lease_id: str) -> set[int]:
+    """The steps whose checkpoints an attempt passed over, by its log."""
+    said = [str(event.data.get("message")) for event in told_by(lease_id, EventType.LOG)]
+    return {int(step.replace(",", "")) for line in said for step in DAMAGED.findall(line)}
 
 
 def no_worker_runs_more_than_its_slots(seen: Seen) -> list[str]:

@@ -145,7 +145,7 @@ def notes(world: World) -> list[str]:
     "seen by its SHA-256; an older checkpoint or the beginning",
 )
 def the_store_lies(world: World) -> None:
-    world.intervals = 20
+    world.intervals, world.damages = 20, True
     job = world.submit(LONG)
     await_checkpoint(job, 2)
     name = holder(world.cluster, job)
@@ -203,7 +203,7 @@ def the_web_is_cut_off_from_the_store(world: World) -> None:
     "the one before it is resumed from",
 )
 def the_newest_checkpoint_is_bad(world: World) -> None:
-    world.intervals = 4
+    world.intervals, world.damages = 4, True
     job = world.submit(LONG)
     for spoil in (change, remove):
         await_checkpoint(job, len(stored(job)) + 2)

@@ -112,6 +112,7 @@ class World:
     intervals: int = 2
     began: float = 0.0
     failures_expected: bool = False
+    damages: bool = False
 
     def submit(self, epochs: int = MEDIUM, **more: Any) -> Submitted:
         """A job of this scenario."""
@@ -126,7 +127,7 @@ class World:
     def fresh(self) -> None:
         """Nothing has happened yet."""
         self.faults, self.jobs, self.overlap, self.intervals = 0, [], 0.0, 2
-        self.failures_expected = False
+        self.failures_expected = self.damages = False
         self.began = time.monotonic()
         self.prober.told.clear()
         self.prober.lateness.clear()
@@ -137,7 +138,7 @@ class World:
         with suppress(AssertionError):  # the first invariant says which did not end
             self.work.await_end(self.jobs, seconds)
         seen = Seen(self.work, self.jobs, dict(self.sampler.together), self.overlap, self.intervals)
-        seen.failures_expected = self.failures_expected
+        seen.failures_expected, seen.damages = self.failures_expected, self.damages
         seen.lines = audit.of(seen.ids)
         broken = [
             f"{name}: {problem}"
