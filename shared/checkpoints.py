@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from shared import leases
 from shared import recipe as recipes
@@ -80,11 +81,16 @@ def newest_step(db: Session, job: Job, last: Attempt | None = None) -> int:
     """The step that its next attempt goes on from; 0: the beginning. What its last attempt, where that is given,
     passed over because it was damaged does not count.
     """
-    mine = (Checkpoint.job_id == job.id) | (Checkpoint.id == job.resume_checkpoint_id)
-    found = select(func.max(Checkpoint.step)).where(mine, col(Checkpoint.deleted_at).is_(None))
+    found = newest(job)
     if last is not None:
         found = found.where((Checkpoint.step <= last.start_step) | (Checkpoint.attempt_id == last.id))
     return db.exec(found).one() or 0
+
+
+def newest(job: Job) -> SelectOfScalar[int]:
+    """The select of its step, null without any."""
+    mine = (Checkpoint.job_id == job.id) | (Checkpoint.id == job.resume_checkpoint_id)
+    return select(func.max(Checkpoint.step)).where(mine, col(Checkpoint.deleted_at).is_(None))
 
 
 def to_resume(db: Session, job: Job, checkpoint_id: str) -> Checkpoint:

@@ -32,13 +32,13 @@ Locks are taken in this order: a slot class's advisory lock, job, attempt. Every
 a line in `transitions`; a job's start and end leave what is to be told of them in `shared.outbox`.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from shared import caps, chains, checkpoints, imports, orders, outbox, positions, ranking, settling, workers
+from shared import caps, chains, checkpoints, imports, orders, outbox, ranking, settling, workers
 from shared.budgets import Verdict, verdict
 from shared.errors import NotFound, Refused
 from shared.ids import new_id
@@ -196,27 +196,28 @@ def claim(db: Session, worker_id: str, slot: str) -> Attempt | None:
     if place is None:
         return None
     ranking.let_in(db, slot)
-    wide = ranking.kept_for(db, slot, place)
-    if wide and workers.roomiest(db, db.get_one(Job, wide)) == worker_id:
+    turn = ranking.turns(db, slot, place)
+    if (wide := ranking.kept_for(turn, place)) and workers.roomiest(db, db.get_one(Job, wide)) == worker_id:
         return None
-    found = ranking.first_free(db, slot, place)
+    found = ranking.first_free(db, slot, place, turn)
     return begin(db, found[0], worker_id, [slot] * found[1]) if found else None
 
 
 def begin(db: Session, job: Job, worker_id: str, slots: list[str]) -> Attempt:
     """Gives the job, whose row is locked, to the worker."""
-    at = clock(db)
-    number = db.exec(select(func.count()).select_from(Attempt).where(Attempt.job_id == job.id)).one() + 1
+    before = select(func.count()).where(Attempt.job_id == job.id).scalar_subquery()
+    known = select(func.clock_timestamp(), before, checkpoints.newest(job).scalar_subquery())
+    at, past, step = db.exec(known).one()
     attempt = Attempt(
         id=new_id("attempt-"),
         job_id=job.id,
         team_id=job.team_id,
-        number=number,
+        number=past + 1,
         worker_id=worker_id,
         slots=slots,
         lease_id=new_id("lease-"),
         lease_expires_at=at + timedelta(seconds=settings().lease_seconds),
-        start_step=checkpoints.newest_step(db, job),
+        start_step=step or 0,
         started_at=at,
     )
     db.add(attempt)
@@ -224,7 +225,7 @@ def begin(db: Session, job: Job, worker_id: str, slots: list[str]) -> Attempt:
     job.attempts += 1
     first = job.started_at is None
     job.run_after, job.started_at = None, job.started_at or at
-    note(db, job, worker_id, f"attempt {number}")
+    note(db, job, worker_id, f"attempt {attempt.number}", at)
     if first:
         outbox.tell(db, job, Occasion.STARTED)
     return attempt
@@ -480,11 +481,6 @@ def delete(db: Session, job: Job, actor: str) -> None:
     note(db, job, actor, "deleted")
 
 
-def position(db: Session, job: Job) -> int | None:
-    """Its place in the queue, counted from 1; None: it is not in it."""
-    return positions.of(db, [job])[job.id] if job.state == State.QUEUED else None
-
-
 # --- details ----------------------------------------------------------------------------------------
 
 
@@ -494,7 +490,8 @@ def locked(db: Session, job_id: str) -> Job:
     return db.exec(fresh.execution_options(populate_existing=True)).one()
 
 
-def note(db: Session, job: Job, actor: str, reason: str) -> None:
+def note(db: Session, job: Job, actor: str, reason: str, at: datetime | None = None) -> None:
     """A line in the job's timeline, with the state that it has now."""
-    db.add(Transition(job_id=job.id, at=clock(db), state=job.state, actor=actor or "system", reason=reason))
+    who = actor or "system"
+    db.add(Transition(job_id=job.id, at=at or clock(db), state=job.state, actor=who, reason=reason))
     db.flush()

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlmodel import Session
 
 from shared.ranking import LEAST_SECONDS, READY, WINDOW_SECONDS
-from shared.tables import Job, Slot
+from shared.tables import Job, Slot, State
 
 LATELY_SECONDS = 14 * 86_400
 PAST = 200  # ended attempts from which the usual length is told
@@ -162,3 +162,8 @@ def of(db: Session, waiting: Sequence[Job]) -> dict[str, int]:
             found = ahead(db, same, usually, uses(db, slot, usually))
             told |= {job_id: before.position for job_id, before in found.items()}
     return told
+
+
+def place(db: Session, job: Job) -> int | None:
+    """Its place in the queue, counted from 1; None: it is not in it."""
+    return of(db, [job])[job.id] if job.state == State.QUEUED else None

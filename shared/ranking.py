@@ -14,7 +14,7 @@ Costs O(teams × needs × log n) of the queue's length: an index serves the firs
 needs, so that none is looked at only because it fits no worker here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import text
@@ -135,23 +135,26 @@ def heads(db: Session, slot: str, place: Place = ANYWHERE, taken: list[str] | No
     return list(db.connection().execute(text(HEADS), known | place.values).all())
 
 
-def kept_for(db: Session, slot: str, place: Place) -> str | None:
+def turns(db: Session, slot: str, place: Place) -> list[Any]:
+    """`heads` for that place as if all of its slots were free."""
+    return heads(db, slot, replace(place, free=place.has.slots))
+
+
+def kept_for(turn: list[Any], place: Place) -> str | None:
     """The job for which free slots of this place are to be kept: its turn has come, it has waited for long,
     and it takes more than are free.
     """
-    if place.free >= place.has.slots:
-        return None
-    turn = heads(db, slot, Place(place.has, place.has.slots, room=place.room))
     wide = turn and turn[0].takes > place.free and turn[0].waited > PATIENCE_SECONDS
     return turn[0].id if wide else None
 
 
-def first_free(db: Session, slot: str, place: Place) -> tuple[Job, int] | None:
+def first_free(db: Session, slot: str, place: Place, turn: list[Any]) -> tuple[Job, int] | None:
     """The next job, locked, and how many slots it takes. One that somebody else has locked just now (a
     cancel) is passed over.
     """
     taken: list[str] = []
-    while found := heads(db, slot, place, taken):
+    found = turn if all(head.takes <= place.free for head in turn) else heads(db, slot, place)
+    while found:
         for head in found:
             row = (
                 select(Job)
@@ -161,6 +164,7 @@ def first_free(db: Session, slot: str, place: Place) -> tuple[Job, int] | None:
             if job := db.exec(row.execution_options(populate_existing=True)).first():
                 return job, head.takes
             taken.append(head.id)
+        found = heads(db, slot, place, taken)
     return None
 
 

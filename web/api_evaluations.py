@@ -6,7 +6,7 @@ from typing import cast
 from flask import Blueprint, Response, g
 from sqlmodel import Session, col, select
 
-from shared import base_models, evaluations, jobs
+from shared import base_models, evaluations, jobs, positions
 from shared.db import transaction
 from shared.errors import Refused
 from shared.evaluations import COMPARISON
@@ -88,7 +88,7 @@ def cancel(evaluation_id: str) -> Response:
 
 def one(db: Session, job: Job) -> Response:
     """One evaluation, with its place in the queue."""
-    return wire.answer(shaped(db, [job])[0].model_copy(update={"x_queue_position": jobs.position(db, job)}))
+    return wire.answer(shaped(db, [job])[0].model_copy(update={"x_queue_position": positions.place(db, job)}))
 
 
 def shaped(db: Session, rows: Sequence[Job]) -> list[shapes.Evaluation]:

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlmodel import SQLModel, select
 
-from shared import caps, jobs, ranking, resources
+from shared import caps, jobs, positions, ranking, resources
 from shared.db import transaction
 from shared.errors import Refused
 from shared.resources import Offer
@@ -342,7 +342,7 @@ def test_a_waiting_job_moves_with_its_priority_and_a_running_one_does_not(db, te
     worker = a_worker(db)
     first, second = queued(db, team, 2)
     jobs.prioritise(db, second, 5, "somebody")
-    assert [jobs.position(db, job) for job in (first, second)] == [2, 1]
+    assert [positions.place(db, job) for job in (first, second)] == [2, 1]
     assert claims(db, worker, most=1) == [second.id]
     with pytest.raises(Refused, match="only a job that waits"):
         jobs.prioritise(db, second, 0, "somebody")

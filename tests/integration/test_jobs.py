@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import col, select
 
-from shared import checkpoints, jobs, reaper, settling
+from shared import checkpoints, jobs, positions, reaper, settling
 from shared.db import transaction
 from shared.errors import Refused
 from shared.jobs import Order
@@ -253,7 +253,7 @@ def test_priority_goes_first_and_age_wins_in_the_end(db, team, worker):
     )
     old.rank_at -= timedelta(hours=2)
     db.flush()
-    assert [jobs.position(db, job) for job in (old, plain, urgent)] == [1, 3, 2]
+    assert [positions.place(db, job) for job in (old, plain, urgent)] == [1, 3, 2]
     order = [claimed(db, worker.id, "compute").job_id for _ in range(3)]
     assert order == [old.id, urgent.id, plain.id]
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from shared import jobs
+from shared import jobs, positions
 from shared.columns import now
 from shared.tables import Attempt, Kind, Outcome, State
 from tests.factories import a_job, a_team, a_worker, an_attempt
@@ -68,9 +68,9 @@ def test_where_all_used_the_same_teams_take_turns(db):
     many, few = a_team(db), a_team(db)
     long = [queued(db, many) for _ in range(4)]
     short = [queued(db, few) for _ in range(2)]
-    assert [jobs.position(db, job) for job in long] == [1, 3, 5, 6]
-    assert [jobs.position(db, job) for job in short] == [2, 4]
-    assert jobs.position(db, queued(db, many, state=State.PAUSED)) is None
+    assert [positions.place(db, job) for job in long] == [1, 3, 5, 6]
+    assert [positions.place(db, job) for job in short] == [2, 4]
+    assert positions.place(db, queued(db, many, state=State.PAUSED)) is None
 
 
 def test_a_team_that_used_less_catches_up_first(db, worker):
@@ -79,8 +79,8 @@ def test_a_team_that_used_less_catches_up_first(db, worker):
     used(db, mine, 36_000)
     job = queued(db, mine)
     theirs = [queued(db, other) for _ in range(30)]
-    assert jobs.position(db, job) == 31
-    assert jobs.position(db, theirs[-1]) == 30
+    assert positions.place(db, job) == 31
+    assert positions.place(db, theirs[-1]) == 30
     assert played(db, worker, job) == 31
 
 
@@ -93,7 +93,7 @@ def test_what_runs_counts_to_its_end(db, worker):
     job = queued(db, mine)
     for _ in range(20):
         queued(db, other)
-    assert jobs.position(db, job) == 11
+    assert positions.place(db, job) == 11
 
 
 TEAMS = st.lists(
@@ -137,5 +137,5 @@ def told_and_played(db, teams, slots, shuffled, elapsed):
     shuffled.shuffle(queue)
     rows = [queued(db, team) for team in queue]
     job = shuffled.choice([row for row in rows if row.team_id == waiting[0].id])
-    told = jobs.position(db, job)
+    told = positions.place(db, job)
     return told, played(db, worker, job, ends=[(USUAL - elapsed, attempt) for attempt in running])
