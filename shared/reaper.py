@@ -19,7 +19,8 @@ def reap(db: Session) -> int:
     In two steps, so that a worker has time to renew: a lease that ran out makes its attempt suspect,
     a suspect that stays silent is lost. After an outage of the database every lease looks run out: so
     nothing is reaped within a lease of the server's start, and while most of the running attempts are
-    suspect at once they get another lease's time.
+    suspect at once they get another lease's time. Nor is anybody suspected while somebody has a table to himself,
+    as then no worker can renew: raises OperationalError.
     """
     mine = (
         db.connection().execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": REAPER_LOCK}).scalar()
@@ -28,6 +29,7 @@ def reap(db: Session) -> int:
     up = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")
     if not mine or float(db.connection().execute(up).scalar_one()) < lease:
         return 0
+    db.connection().execute(text("LOCK TABLE jobs, attempts IN ROW SHARE MODE NOWAIT"))
     patience = lease if mark_suspects(db, lease / 4) else 1.5 * settings().heartbeat_seconds
     silent = text("""
         SELECT a.id FROM attempts a
