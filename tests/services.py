@@ -4,28 +4,30 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
 import redis
+from sqlalchemy import insert
 from sqlmodel import SQLModel, select, text
 
-from shared import teams
+from shared import base_models, teams
 from shared.db import engine, transaction
 from shared.settings import settings
 from shared.stack import (
     GIVEN,
     Home,
     free_port,
-    know_base_models,
     prepare,
     programs,
     random_ports,
     start_servers,
 )
 from shared.supervisor import Supervisor
-from shared.tables import Role, Team, Worker
+from shared.tables import BaseModel, Role, Team, Worker
 
 CACHED = type(settings)  # what lru_cache makes; asking anything else for its attributes may not be harmless
 SHORT = {
@@ -63,12 +65,28 @@ def aim(environment: dict[str, str]) -> None:
                     value.cache_clear()
 
 
+MANY = 1000  # rows
+
+
+@cache
+def known_base_models() -> list[dict[str, Any]]:
+    """The rows that every installation has."""
+    return [one.model_dump() for one in (*base_models.packaged(), *base_models.from_presets())]
+
+
 def empty() -> None:
-    """No rows but the known base models, no messages."""
-    names = ", ".join(table.name for table in SQLModel.metadata.sorted_tables)
+    """No rows but the known base models, no messages. Few rows are deleted, in one statement as they hang on one
+    another: that is twenty times as fast as to truncate the tables.
+    """
+    names = [table.name for table in SQLModel.metadata.sorted_tables]
+    deletions = ", ".join(f"in_{name} AS (DELETE FROM {name})" for name in names)
     with engine().begin() as connection:
-        connection.execute(text(f"TRUNCATE {names} CASCADE"))
-    know_base_models()
+        counts = " + ".join(f"(SELECT count(*) FROM {name})" for name in names)
+        many = connection.execute(text(f"SELECT {counts}")).scalar_one() > MANY
+        connection.execute(
+            text(f"TRUNCATE {', '.join(names)} CASCADE" if many else f"WITH {deletions} SELECT")
+        )
+        connection.execute(insert(BaseModel), known_base_models())
     with redis.Redis.from_url(settings().redis_url) as broker:
         broker.flushdb()
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from functools import cache
 from typing import Any
 
 from flask import Flask
@@ -10,12 +11,27 @@ from werkzeug.test import TestResponse
 
 from shared import sessions
 from shared.db import transaction
+from shared.settings import settings
 from shared.tables import User
 from web import create_app
+from web.accounts import limiter
 from web.policy import SESSION_KEY
 
 LABELLED = [{"text": f"row {n}", "label": "yes" if n % 2 else "no"} for n in range(12)]
 TOKEN = re.compile(r'name="csrf_token" value="([^"]+)"')
+
+
+@cache
+def made(_: str) -> Flask:
+    """The web over those settings."""
+    return create_app(testing=True)
+
+
+def the_web() -> Flask:
+    """The web over the settings of now, made once for the same ones; nobody has tried a password lately."""
+    app = made(settings().model_dump_json())
+    limiter.reset()
+    return app
 
 
 class Visitor:
@@ -50,7 +66,7 @@ class Visitor:
 
 def cookies(user: User) -> dict[str, str]:
     """What the browser keeps in which somebody is signed in."""
-    cookie = Visitor(create_app(testing=True), user).client.get_cookie("burnish")
+    cookie = Visitor(the_web(), user).client.get_cookie("burnish")
     assert cookie is not None
     return {"burnish": cookie.value}
 

@@ -21,8 +21,7 @@ from shared.tables import Attempt, Event, EventType, Job, Kind, State, Team
 from tests.bench import sections
 from tests.factories import CHAT, a_base_model, a_dataset, a_job, a_team, a_user, a_worker, an_attempt
 from tests.services import until
-from tests.visitor import SESSION_KEY
-from web import create_app
+from tests.visitor import SESSION_KEY, the_web
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
 
@@ -229,7 +228,7 @@ def followed(live, browsers):
 
 def cookie_of(secret):
     """The cookie that a browser with that session sends."""
-    app = create_app(testing=True)
+    app = the_web()
     client = app.test_client()
     with client.session_transaction() as cookie:
         cookie[SESSION_KEY] = secret

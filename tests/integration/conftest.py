@@ -6,13 +6,12 @@ import pytest
 
 from shared.db import transaction
 from tests.factories import a_base_model, a_dataset, a_team, a_token, tiny_causal_lm
-from tests.visitor import LABELLED, Api
-from web import create_app
+from tests.visitor import LABELLED, Api, the_web
 
 
 @pytest.fixture
 def app(clean):
-    return create_app(testing=True)
+    return the_web()
 
 
 @pytest.fixture

@@ -287,8 +287,8 @@ def test_an_upload_without_its_parts_is_a_400(alpha):
     assert error_of(alpha.api.post("/files", 400, data=without))["param"] == "purpose"
 
 
-def test_an_upload_over_the_limit_is_a_413(alpha, app):
-    app.config["MAX_CONTENT_LENGTH"] = 1000
+def test_an_upload_over_the_limit_is_a_413(alpha, app, monkeypatch):
+    monkeypatch.setitem(app.config, "MAX_CONTENT_LENGTH", 1000)
     answer = alpha.api.upload(b"x" * 2000, status=413)
     assert error_of(answer)["code"] == "too_large"
 

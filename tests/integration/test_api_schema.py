@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import (
 from shared.db import transaction
 from tests.factories import a_base_model, a_dataset, a_file, a_job, a_team, a_token
 from tests.services import empty
-from web import create_app
+from tests.visitor import the_web
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = 40  # of each operation
@@ -25,7 +25,7 @@ def described(stack):
     """The API of a team that has a little of everything."""
     stack.aim()
     empty()
-    app = create_app(testing=True)
+    app = the_web()
     with transaction() as db:
         team = a_team(db)
         a_dataset(db, team)

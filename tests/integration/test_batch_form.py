@@ -9,8 +9,7 @@ from shared import recipe as recipes
 from shared.db import transaction
 from shared.tables import Job, Kind, State
 from tests.factories import a_base_model, a_checkpoint, a_dataset, a_job, a_team, a_user
-from tests.visitor import LABELLED, Visitor
-from web import create_app
+from tests.visitor import LABELLED, Visitor, the_web
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def team(clean):
 def member(team):
     with transaction() as db:
         person = a_user(db, team)
-    return Visitor(create_app(testing=True), person)
+    return Visitor(the_web(), person)
 
 
 def trained(team, recipe):

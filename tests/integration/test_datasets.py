@@ -20,8 +20,7 @@ from shared.tables import Dataset, DatasetVersion, File, Job, Ready, State, Team
 from tests.factories import CHAT, a_dataset, a_job, a_team, a_user
 from tests.imports import picture, zipped
 from tests.services import Live
-from tests.visitor import Visitor
-from web import create_app
+from tests.visitor import Visitor, the_web
 
 ROWS = "".join(json.dumps(row) + "\n" for row in CHAT).encode()
 
@@ -292,7 +291,7 @@ def test_pictures_are_uploaded_previewed_and_shown_to_their_team_alone(live: Liv
     with transaction() as db:
         team = a_team(db)
         people = a_user(db, team), a_user(db, a_team(db))
-    mine, other = (Visitor(create_app(testing=True), person) for person in people)
+    mine, other = (Visitor(the_web(), person) for person in people)
     pets = zipped(
         {
             "pets/cat/1.png": picture("red", (300, 150)),

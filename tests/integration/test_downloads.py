@@ -11,8 +11,7 @@ from shared import downloads, storage
 from shared.db import transaction
 from shared.tables import State
 from tests.factories import a_checkpoint, a_job, a_team, a_user
-from tests.visitor import Visitor
-from web import create_app
+from tests.visitor import Visitor, the_web
 
 BYTES = bytes(range(256)) * 40
 
@@ -21,7 +20,7 @@ BYTES = bytes(range(256)) * 40
 def stranger(clean) -> Visitor:
     """Somebody who is not signed in."""
     storage.put_bytes("teams/t/files/f", BYTES)
-    return Visitor(create_app(testing=True))
+    return Visitor(the_web())
 
 
 def path(link: str) -> str:
@@ -87,7 +86,7 @@ def test_a_checkpoint_comes_as_a_zip_without_its_optimizer(clean, tmp_path: Path
         viewer, foreigner = a_user(db, team, "viewer"), a_user(db, a_team(db))
         job = a_job(db, team, name="My bot", state=State.SUCCEEDED)
         checkpoint = a_checkpoint(db, job, 10, tmp_path)
-    app = create_app(testing=True)
+    app = the_web()
     answer = Visitor(app, viewer).get(f"/checkpoints/{checkpoint.id}/download")
     assert answer.status_code == 303
     found = Visitor(app).get(path(answer.headers["Location"]))

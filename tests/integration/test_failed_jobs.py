@@ -9,8 +9,7 @@ from shared import jobs
 from shared.db import transaction
 from shared.tables import Event, EventType, Job, JobDependency, Kind, Outcome, State
 from tests.factories import a_checkpoint, a_dataset, a_job, a_team, a_user, a_worker
-from tests.visitor import Visitor
-from web import create_app
+from tests.visitor import Visitor, the_web
 
 SPEC = {"epochs": 2, "batch_size": 8, "max_length": 256, "learning_rate": 3e-4}
 STATE = [{"name": "state/x", "bytes": 1, "sha256": "a"}]
@@ -26,7 +25,7 @@ def team(clean):
 def member(team):
     with transaction() as db:
         person = a_user(db, team)
-    return Visitor(create_app(testing=True), person)
+    return Visitor(the_web(), person)
 
 
 def failed(db, team, code, **fields):

@@ -15,8 +15,7 @@ from tests.factories import a_job, a_team, a_user, a_worker, an_attempt
 from tests.integration.runner.runs import again, attempts
 from tests.integration.working import a_machine
 from tests.services import until
-from tests.visitor import Visitor
-from web import create_app
+from tests.visitor import Visitor, the_web
 from worker.rounds import ROUNDS
 
 
@@ -81,7 +80,7 @@ def test_while_the_store_is_silent_nothing_is_claimed_and_the_queue_page_says_wh
         assert again(job.id).state == State.QUEUED
         with transaction() as db:
             jobs.cancel(db, db.get_one(Job, job.id), "tests")
-        page = Visitor(create_app(testing=True), person).get("/queue").text
+        page = Visitor(the_web(), person).get("/queue").text
         assert "the store does not take what is put there" in page
     until(lambda: machine.ready, 15, "it claims again by itself")
     until(lambda: row_of(machine).note == "", 15, "it says so")

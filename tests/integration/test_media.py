@@ -11,8 +11,7 @@ from shared import media, storage
 from shared.db import transaction
 from shared.tables import Event, EventType, Job, State
 from tests.factories import a_job, a_team, a_user
-from tests.visitor import Visitor
-from web import create_app
+from tests.visitor import Visitor, the_web
 
 PNG = b"\x89PNG\r\n\x1a\n" + zlib.compress(b"picture")
 PICTURE, SOUND, GONE = "a" * 32 + ".png", "b" * 32 + ".wav", "c" * 32 + ".png"
@@ -39,7 +38,7 @@ class Scene(NamedTuple):
 
 @pytest.fixture
 def scene(clean: None) -> Scene:
-    app = create_app(testing=True)
+    app = the_web()
     with transaction() as db:
         team, elsewhere = a_team(db), a_team(db)
         job = a_job(db, team, state=State.SUCCEEDED, base_model_id=None)

@@ -3,8 +3,7 @@
 from shared.commands import doctor
 from shared.db import transaction
 from tests.factories import a_team, a_user, a_worker
-from tests.visitor import Visitor
-from web import create_app
+from tests.visitor import Visitor, the_web
 
 ALL = {"network_namespace": True, "landlock": True, "seccomp": True}
 
@@ -13,7 +12,7 @@ def test_a_missing_wall_is_named_on_the_queues_page_and_by_the_doctor(clean):
     with transaction() as db:
         user = a_user(db, a_team(db))
         a_worker(db, host="walled", sandbox=ALL)
-    visitor = Visitor(create_app(testing=True), user)
+    visitor = Visitor(the_web(), user)
     assert "sub missing" not in visitor.get("/queue").text
     assert not [fact.mend for fact in doctor.workers() if fact.mend]
     with transaction() as db:

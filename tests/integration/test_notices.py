@@ -27,8 +27,7 @@ from shared.stories import STORIES
 from shared.tables import Delivery, Kind, Membership, Occasion, Role, Sent, State, User
 from tests.certificates import certificate
 from tests.factories import a_job, a_team, a_user
-from tests.visitor import Visitor
-from web import create_app
+from tests.visitor import Visitor, the_web
 from worker import postman
 
 
@@ -217,13 +216,13 @@ def test_without_a_server_nothing_is_kept_and_the_page_says_what_the_operator_do
     ended(house)
     with transaction() as db:
         assert db.exec(select(Delivery)).all() == []
-    page = Visitor(create_app(testing=True), house.own).get("/team/notifications").text
+    page = Visitor(the_web(), house.own).get("/team/notifications").text
     assert "E-mail is not set up on this server" in page
     assert "SMTP_URL" in page
 
 
 def test_the_page_keeps_ones_own_choice(house):
-    visitor = Visitor(create_app(testing=True), house.nothing)
+    visitor = Visitor(the_web(), house.nothing)
     assert "not set up" not in visitor.get("/team/notifications").text
     answer = visitor.post("/team/notifications/mail", scope="team", occasions=["failed", "started"])
     assert answer.status_code == 303

@@ -25,7 +25,7 @@ from tests.factories import (
     a_user,
     an_attempt,
 )
-from tests.visitor import Visitor
+from tests.visitor import Visitor, the_web
 from web import create_app
 from web.policy import POLICY
 
@@ -138,7 +138,7 @@ def test_a_route_without_a_rule_is_refused(app, monkeypatch):
     monkeypatch.delitem(POLICY, "home.health")
     with pytest.raises(LookupError, match=r"home\.health"):
         app.test_client().get("/health")
-    app.testing = False
+    monkeypatch.setitem(app.config, "TESTING", False)
     assert app.test_client().get("/health").status_code == 404
 
 
@@ -310,7 +310,7 @@ def test_every_answer_carries_the_strict_headers(app, world):
 def test_over_https_cookies_are_bound_to_the_host(clean, monkeypatch):
     monkeypatch.setattr(settings(), "public_url", "https://burnish.example")
     monkeypatch.setattr(settings(), "s3_public_url", "https://store.example/bucket")
-    answer = create_app(testing=True).test_client().get("/sign-in", base_url="https://burnish.example")
+    answer = the_web().test_client().get("/sign-in", base_url="https://burnish.example")
     cookie = answer.headers["Set-Cookie"]
     assert cookie.startswith("__Host-burnish=")
     assert {"Secure", "HttpOnly", "Path=/", "SameSite=Lax"} <= set(cookie.split("; "))
@@ -325,9 +325,9 @@ def test_a_host_that_is_not_ours_is_refused(app):
 
 def test_forwarded_headers_count_only_behind_trusted_proxies(clean, monkeypatch):
     headers = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https"}
-    assert create_app(testing=True).test_client().get("/sign-in", headers=headers).status_code == 200
+    assert the_web().test_client().get("/sign-in", headers=headers).status_code == 200
     monkeypatch.setattr(settings(), "trusted_proxies", 1)
-    assert create_app(testing=True).test_client().get("/sign-in", headers=headers).status_code == 400
+    assert the_web().test_client().get("/sign-in", headers=headers).status_code == 400
 
 
 def test_the_web_does_not_start_on_another_revision(clean, monkeypatch):

@@ -10,8 +10,7 @@ from shared.errors import Refused
 from shared.jobs import Order
 from shared.tables import Kind, Ready, Team
 from tests.factories import a_checkpoint, a_dataset, a_job, a_team, a_token, a_user
-from tests.visitor import LABELLED, Api, Visitor
-from web import create_app
+from tests.visitor import LABELLED, Api, Visitor, the_web
 
 
 class Scene(NamedTuple):
@@ -24,7 +23,7 @@ class Scene(NamedTuple):
 
 @pytest.fixture
 def scene(clean: None) -> Scene:
-    app = create_app(testing=True)
+    app = the_web()
     with transaction() as db:
         base_models.ensure_known(db)
         team = a_team(db)

@@ -38,8 +38,7 @@ from shared.tables import (
 from tests.chaos.processes import descendants, living
 from tests.factories import a_base_model, a_dataset, a_file, a_job, a_team, a_user, an_evaluation, stored
 from tests.services import Stack, until
-from tests.visitor import Visitor, cookies
-from web import create_app
+from tests.visitor import Visitor, cookies, the_web
 
 SOON = 1.5  # seconds that an answer may take whatever is away
 CALLERS = 12
@@ -180,7 +179,7 @@ def of_team(db: Session, person: User) -> Team:
 
 def loaded(person: User, page: str) -> TestResponse:
     """The page as they see it, which came soon: once in three times, as this machine may be busy."""
-    visitor, took = Visitor(create_app(testing=True), person), []
+    visitor, took = Visitor(the_web(), person), []
     for _ in range(3):
         began = time.monotonic()
         answer = visitor.get(page)
@@ -237,7 +236,7 @@ def test_a_dataset_is_deleted_soon_while_the_store_is_silent(person: User, silen
         dataset_id = a_dataset(db, of_team(db, person)).dataset_id
     silence()
     began = time.monotonic()
-    assert Visitor(create_app(testing=True), person).post(f"/datasets/{dataset_id}/delete").status_code == 303
+    assert Visitor(the_web(), person).post(f"/datasets/{dataset_id}/delete").status_code == 303
     assert time.monotonic() - began < 10, "nobody waits for the store to be back"
     with transaction() as db:
         assert db.get_one(Dataset, dataset_id).deleted_at

@@ -9,8 +9,8 @@ from shared.db import transaction
 from shared.tables import Event, EventType, Job, State, User
 from tests.factories import a_job, a_team, a_user, an_attempt
 from tests.services import until
-from tests.visitor import Visitor
-from web import create_app, stream
+from tests.visitor import Visitor, the_web
+from web import stream
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def job(clean) -> Job:
 
 def member(job: Job) -> Visitor:
     with transaction() as db:
-        return Visitor(create_app(testing=True), db.get(User, job.created_by))
+        return Visitor(the_web(), db.get(User, job.created_by))
 
 
 def said(job: Job, *messages: str, first: int = 1) -> None:
@@ -102,7 +102,7 @@ def test_where_every_place_is_taken_the_page_is_told_to_poll(job: Job, monkeypat
 def test_another_team_hears_nothing(job: Job):
     with transaction() as db:
         foreigner = a_user(db, a_team(db))
-    assert Visitor(create_app(testing=True), foreigner).get(f"/jobs/{job.id}/events").status_code == 404
+    assert Visitor(the_web(), foreigner).get(f"/jobs/{job.id}/events").status_code == 404
 
 
 def test_a_follower_that_leaves_ends_the_polling(job: Job):

@@ -6,8 +6,8 @@ from shared import checkpoints, jobs
 from shared.db import transaction
 from shared.tables import Event, EventType, Job, Outcome, Schedule, State
 from tests.factories import a_dataset, a_job, a_team, a_user, a_worker
-from tests.visitor import Visitor
-from web import create_app, timeline
+from tests.visitor import Visitor, the_web
+from web import timeline
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_every_change_tells_who_made_it_and_why(team):
         )
         assert attempt.outcome == Outcome.LOST
         jobs.cancel(db, job, person.id)
-    page = Visitor(create_app(testing=True), person).get(f"/jobs/{job.id}").text
+    page = Visitor(the_web(), person).get(f"/jobs/{job.id}").text
     told = page[page.index('id="timeline"') :]
     expected = ["submitted", "by ann@example.com", "attempt 1", "by the worker on gpu-7", "The worker went silent",
                 "by the sweeper", "It was cancelled", "by ann@example.com"]  # fmt: skip
@@ -76,7 +76,7 @@ def test_an_attempt_cost_the_steps_that_the_next_one_did_again(team):
         assert attempt.start_step == 800
         costs = [(one.attempt.start_step, one.reached, one.repeated) for one in timeline.tries(db, job)]
         assert costs == [(0, 1000, 200), (800, 2500, 1700), (800, 800, None)]
-    page = Visitor(create_app(testing=True), person).get(f"/jobs/{job.id}").text
+    page = Visitor(the_web(), person).get(f"/jobs/{job.id}").text
     assert "1,900 steps done again" in page
     assert "800 to 2,500" in page
     with transaction() as db:

@@ -9,14 +9,13 @@ from shared.errors import Refused
 from shared.tables import Role, Webhook
 from tests.factories import a_token, a_user
 from tests.integration.webhooks.messages import deliveries
-from tests.visitor import Api, Visitor, error_of
-from web import create_app
+from tests.visitor import Api, Visitor, error_of, the_web
 from worker import postman
 
 
 @pytest.fixture
 def visitor(house):
-    return Visitor(create_app(testing=True), house.owner)
+    return Visitor(the_web(), house.owner)
 
 
 def test_the_page_shows_the_secret_once_and_the_log_with_every_try(house, visitor, receiver):
@@ -59,14 +58,14 @@ def test_a_wrong_address_comes_back_with_the_sentence_beside_it(visitor):
 def test_a_viewer_chooses_mails_and_sees_no_webhook(house, receiver):
     with transaction() as db:
         viewer = a_user(db, house.team, Role.VIEWER)
-    page = Visitor(create_app(testing=True), viewer).get("/team/notifications").text
+    page = Visitor(the_web(), viewer).get("/team/notifications").text
     assert receiver.url not in page
     assert "Owners of the team set webhooks up" in page
 
 
 def test_the_api_does_what_the_page_does(house, receiver):
     with transaction() as db:
-        api = Api(create_app(testing=True), a_token(db, house.team))
+        api = Api(the_web(), a_token(db, house.team))
     made = api.post("/webhooks", json={"url": receiver.url, "occasions": ["failed"]})
     assert made["secret"].startswith("whsec_")
     assert made["kinds"] == ["train", "evaluate", "infer"]
