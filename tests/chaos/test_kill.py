@@ -33,7 +33,7 @@ from shared.tables import (
 from tests.factories import a_base_model, a_dataset, a_team, tiny_causal_lm
 from tests.services import until
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,7 @@ def crew(live: Live) -> Team:
         return a_team(db)
 
 
+@pytest.mark.slow
 def test_smollm2_answers_sensibly_after_its_import(crew: Team, tmp_path: Path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

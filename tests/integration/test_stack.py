@@ -239,6 +239,7 @@ def test_what_a_killed_up_left_running_is_ended_at_the_next_start(start, tmp_pat
     stranger.wait()
 
 
+@pytest.mark.slow
 def test_only_what_the_environment_lacks_is_started_and_taken_ports_are_stepped_over(start, stack, tmp_path):
     home = tmp_path / "home"
     outside = {name: stack.environment[name] for name in ("DATABASE_URL", "REDIS_URL")}

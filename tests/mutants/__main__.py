@@ -96,7 +96,18 @@ def removed(text: str, guard: Guard) -> str:
 
 def run(tree: Path, tests: list[str]) -> tuple[int, list[str]]:
     """Pytest's status, and the tests that failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", *dict.fromkeys(tests)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not bench",
+        "-rfE",
+        *dict.fromkeys(tests),
+    ]
     surroundings = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(

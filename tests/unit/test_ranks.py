@@ -90,6 +90,7 @@ def a_long_one(zygote: Zygote, folder: Path, fields: dict[str, Any], processes: 
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "rate"), [("lora", 0.01), ("full", 0.001)])
 def test_two_ranks_learn_what_one_learns(
     zygote: Zygote, fields: dict[str, Any], tmp_path: Path, method: str, rate: float
@@ -191,6 +192,7 @@ sys.exit(run(Path(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_where_one_rank_runs_out_of_memory_all_take_smaller_micro_batches(
     zygote: Zygote, fields: dict[str, Any], tmp_path: Path
 ):

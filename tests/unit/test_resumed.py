@@ -11,6 +11,8 @@ from tests import variants
 from tests.attempts import checkpoints, events, run_here, tensors, write_attempt
 from tests.variants import Variant
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
