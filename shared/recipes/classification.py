@@ -37,7 +37,7 @@ MOST_SINGLE = 20  # findings about labels with a single row
 class ClassificationSpec(LoraSpec):
     """Knobs of a classifier."""
 
-    epochs: float = knob(8, gt=0, le=100, title="Epochs", help="Times that every row is seen.")
+    epochs: float = knob(5, gt=0, le=100, title="Epochs", help="Times that every row is seen.")
     batch_size: int = knob(16, ge=1, le=1024, title="Batch size", help="Rows in one optimizer step.")
     learning_rate: float = knob(
         2e-4, gt=0, le=1, title="Learning rate", help="Peak of the learning-rate schedule."
