@@ -55,6 +55,14 @@ GUARDS = [
         (JOBS + "test_when_most_leases_run_out_at_once_the_reaper_waits_another_lease",),
     ),
     Guard(
+        "outage guard: a table that somebody has to himself",
+        "where nobody can renew, nobody counts as silent",
+        "shared/reaper.py",
+        """    db.connection().execute(text("LOCK TABLE jobs, attempts IN ROW SHARE MODE NOWAIT"))\n""",
+        "",
+        ("tests/integration/test_locked_tables.py::test_nobody_is_suspected_while_a_table_is_locked",),
+    ),
+    Guard(
         "suspicion before the reaping",
         "a worker that was late for a moment keeps its job",
         "shared/reaper.py",
