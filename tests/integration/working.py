@@ -15,8 +15,10 @@ def a_machine(**changed: Any) -> Generator[Machine]:
         setattr(settings(), name, value)
     worker = Machine()
     worker.start()
-    yield worker
-    worker.stop()
-    assert worker.zygote
-    worker.zygote.stop()
-    settings.cache_clear()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        assert worker.zygote
+        worker.zygote.stop()
+        settings.cache_clear()
