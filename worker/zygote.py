@@ -46,11 +46,12 @@ class Trainer:
 
     def __init__(self, zygote: Zygote, pid: int) -> None:
         self.zygote, self.pid = zygote, pid
+        self.ended: int | None = None  # its exit code, once the zygote has told it
 
     def poll(self) -> int | None:
-        """Its exit code, the negative signal that ended it, or None while it runs."""
+        """Its exit code, the negative signal that ended it, or None while it runs. With the zygote dead, it was killed."""
         self.zygote.listen(0)
-        return self.zygote.code(self.pid)
+        return KILLED if self.ended is None and self.zygote.gone else self.ended
 
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code. Raises TimeoutError."""
@@ -87,8 +88,10 @@ class Zygote:
     def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket, lifeline: int) -> None:
         self.process, self.channel, self.lifeline = process, channel, lifeline
         self.lock = threading.Lock()
-        self.codes: dict[int, int] = {}
-        self.answers: list[dict[str, Any]] = []
+        self.trainers: dict[
+            int, Trainer
+        ] = {}  # those that run: the kernel gives a pid again, soon on a busy machine
+        self.answers: list[Trainer | OSError] = []
         self.gone = False
 
     @classmethod
@@ -140,13 +143,9 @@ class Zygote:
                 self.gone = True
                 raise OSError(said)
             answer = self.answers.pop()
-        if "refused" in answer:
-            raise OSError(answer["refused"])
-        return Trainer(self, answer["forked"])
-
-    def code(self, pid: int) -> int | None:
-        """How that trainer ended; with the zygote dead, it was killed."""
-        return self.codes.get(pid, KILLED if self.gone else None)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
 
     def listen(self, seconds: float) -> None:
         """Take in what the zygote says, waiting at most that long for a first word."""
@@ -167,11 +166,17 @@ class Zygote:
             if not packet:
                 self.gone = True
                 return
-            said = json.loads(packet)
-            if "exited" in said:
-                self.codes[said["exited"]] = said["code"]
-            else:
-                self.answers.append(said)
+            self.hear(json.loads(packet))
+
+    def hear(self, said: dict[str, Any]) -> None:
+        """One packet of the zygote's."""
+        if "exited" in said:
+            self.trainers.pop(said["exited"]).ended = said["code"]
+        elif "forked" in said:
+            self.trainers[said["forked"]] = trainer = Trainer(self, said["forked"])
+            self.answers.append(trainer)
+        else:
+            self.answers.append(OSError(said["refused"]))
 
     def stop(self) -> None:
         """End the zygote and with it every trainer."""

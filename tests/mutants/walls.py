@@ -15,6 +15,16 @@ GUARDS = [
         (ZYGOTE + "test_a_slot_is_nobodys_while_a_trainer_of_a_killed_worker_lives",),
     ),
     Guard(
+        "pids come again",
+        "a trainer whose pid an earlier one had is not taken for ended",
+        "worker/zygote.py",
+        "self.trainers.pop(said[\"exited\"]).ended = said[\"code\"]\n        elif \"forked\" in said:\n"
+        "            self.trainers[said[\"forked\"]] = trainer = Trainer(self, said[\"forked\"])",
+        "self.trainers[said[\"exited\"]].ended = said[\"code\"]\n        elif \"forked\" in said:\n"
+        "            trainer = self.trainers.setdefault(said[\"forked\"], Trainer(self, said[\"forked\"]))",
+        (ZYGOTE + "test_a_trainer_with_the_pid_of_an_earlier_one_has_an_end_of_its_own",),
+    ),
+    Guard(
         "PDEATHSIG",
         "a trainer dies with the process that forked it",
         "worker/walls.py",

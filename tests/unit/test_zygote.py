@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -84,6 +85,28 @@ def test_a_trainer_is_forked_in_milliseconds_and_does_its_attempt(zygote: Zygote
     assert latency < 2, "a cold start takes longer than that on any machine"
     assert [event["data"]["stage"] for event in events(folder, "stage")][-1] == "done"
     assert zygote.alive
+
+
+def test_a_trainer_with_the_pid_of_an_earlier_one_has_an_end_of_its_own():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reading, lifeline = os.pipe()
+    zygote = Zygote(subprocess.Popen(["/bin/sleep", "60"]), ours, lifeline)
+
+    def forked(*words: dict[str, int]) -> Trainer:
+        for word in words:
+            theirs.send(json.dumps(word).encode())
+        return zygote.fork(Path("/"))
+
+    try:
+        first = forked({"forked": 4711}, {"exited": 4711, "code": 0})
+        second = forked({"forked": 4711})
+        assert (first.poll(), second.poll()) == (0, None)
+        theirs.send(json.dumps({"exited": 4711, "code": 20}).encode())
+        assert (first.poll(), second.poll()) == (0, 20)
+    finally:
+        zygote.stop()
+        theirs.close()
+        os.close(reading)
 
 
 def test_terminate_lets_it_save_and_kill_does_not(zygote: Zygote, base: Path, tmp_path: Path):
