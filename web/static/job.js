@@ -7,6 +7,7 @@
   const LINES = 500;
   let stream = null;
   let polling = null;
+  let again = 0; // when a page that polls asks for a stream once more
   let cursor = 0;
   let redrawing = null;
   let building = null;
@@ -144,6 +145,7 @@
     stream.onerror = () => {
       if (stream?.readyState !== EventSource.CLOSED) return; // the browser tries again by itself
       stream = null;
+      again = Date.now() + 30_000;
       polling ??= setInterval(poll, 2000);
     };
   }
@@ -163,7 +165,12 @@
       told.events.forEach(onEvent);
       onJob(told.job);
     } catch {
-      // the next poll tries again
+      return; // the next poll tries again
+    }
+    if (polling && Date.now() > again) {
+      clearInterval(polling);
+      polling = null;
+      start();
     }
   }
 
