@@ -142,7 +142,9 @@ def start_of_training(recipe: Recipe, learner: Learner, attempt: Attempt, where:
 
 
 def computes_in_bf16(where: torch.device) -> bool:
-    """Whether the hardware has bf16 matrix products: newer GPUs do; on a CPU they are slower than float32."""
+    """Whether the hardware trains faster in bf16: newer GPUs do. On a CPU with AMX the products are two to three times as
+    fast and what stands around them is slower: a step took 0.88 to 1.07 times that of float32, for a higher loss.
+    """
     return where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
