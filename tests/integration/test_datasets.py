@@ -274,7 +274,7 @@ def test_a_worker_imports_what_was_uploaded(live: Live):
     with transaction() as db:
         team = a_team(db)
     good = upload(team, b"text,label\n" + b"hello,a\nbye,b\n" * 20, "letters.csv")
-    bad = upload(team, b'{"text": "x"}\n' * 100_000 + b"{oops\n", "letters.jsonl", dataset_name="bad")
+    bad = upload(team, b'{"text": "x"}\n' * 1_000_000 + b"{oops\n", "letters.jsonl", dataset_name="bad")
     version = datasets.await_import(version_of(team, good.id).id, 60)
     assert version.state == Ready.READY, version.error
     assert (version.rows, version.report["format"]) == (40, "csv")
@@ -282,7 +282,7 @@ def test_a_worker_imports_what_was_uploaded(live: Live):
     assert datasets.check(version, recipe.get("classification")) == {"text": "text", "label": "label"}
     failed = datasets.await_import(version_of(team, bad.id).id, 60)
     assert failed.state == Ready.FAILED
-    assert "Line 100001 is not JSON: it begins «{oops»" in (failed.error or "")
+    assert "Line 1000001 is not JSON: it begins «{oops»" in (failed.error or "")
     with transaction() as db:
         assert db.get_one(File, good.id).status == "processed"
 

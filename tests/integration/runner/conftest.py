@@ -3,7 +3,7 @@
 import pytest
 
 from shared.db import transaction
-from shared.tables import Slot
+from shared.tables import Slot, State
 from tests.factories import a_team
 from tests.integration.runner.orders import submitted
 from tests.integration.runner.runs import again
@@ -30,4 +30,6 @@ def trained(team, tiny, machine):
     """A job that has trained an adapter."""
     job = submitted(team, tiny, epochs=1, checkpoints=1)
     machine.look(Slot.COMPUTE)
-    return again(job.id)
+    job = again(job.id)
+    assert job.state == State.SUCCEEDED, job.reason
+    return job
