@@ -26,7 +26,7 @@ up: install ## Start everything and stay until Ctrl-C (PORT, BURNISH_HOME)
 	@exec $(BIN)/burnish up
 
 test: install .venv/.tools browser ## Run every default test suite (WORKERS processes)
-	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: install .venv/.tools ## Formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -8,7 +8,6 @@ same servers. Before each test, settings point at what the test asks for.
 
 import os
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from shared.db import engine
 from tests import chromium
 from tests.services import Live, Stack, empty
 
-COSTLY = ("running", "live", "stack")  # fixtures: a cluster, the platform, its servers
 SERVICES: dict[str, Stack | Live] = {}
 
 
@@ -31,15 +29,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that start the most come first, so that no process ends long after the others.
-    Without a Chromium the browser suite is skipped; with CI=true that is a failure.
-    """
-    starts: dict[Path, int] = {}
-    for item in items:
-        used = getattr(item, "fixturenames", ())
-        least = next((n for n, name in enumerate(COSTLY) if name in used), len(COSTLY))
-        starts[item.path] = min(least, starts.get(item.path, least))
-    items.sort(key=lambda item: starts[item.path])
+    """Without a Chromium the browser suite is skipped; with CI=true that is a failure."""
     driven = [item for item in items if item.get_closest_marker("browser")]
     if not driven or chromium.find():
         return
