@@ -88,9 +88,8 @@ class Zygote:
     def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket, lifeline: int) -> None:
         self.process, self.channel, self.lifeline = process, channel, lifeline
         self.lock = threading.Lock()
-        self.trainers: dict[
-            int, Trainer
-        ] = {}  # those that run: the kernel gives a pid again, soon on a busy machine
+        # those that run, by pid: the kernel gives a pid again, soon on a busy machine
+        self.trainers: dict[int, Trainer] = {}
         self.answers: list[Trainer | OSError] = []
         self.gone = False
 

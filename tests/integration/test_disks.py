@@ -254,7 +254,7 @@ def test_a_job_is_claimed_by_an_older_worker_that_says_nothing_of_its_disk(db):
 def test_a_disk_that_becomes_full_gives_the_job_back_and_no_half_checkpoint_counts(
     machine, team, tiny, small
 ):
-    knobs = {"epochs": 20, "checkpoints": 20, "evaluations": 2}
+    knobs = {"epochs": 40, "checkpoints": 40, "evaluations": 2}
     undisturbed = submitted(team, tiny, **knobs)
     machine.look(Slot.COMPUTE)
     job = submitted(team, tiny, **knobs)

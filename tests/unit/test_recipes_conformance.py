@@ -20,15 +20,6 @@ from worker.engine import evaluate, shards
 from worker.zygote import Zygote
 
 EVERY = pytest.mark.parametrize("recipe", recipes().values(), ids=lambda recipe: recipe.name)
-ONE_OF_EACH_KIND = ("sft", "classification", "text_to_image")  # adapter, encoder, from scratch with pictures
-SOON = pytest.mark.parametrize(
-    "recipe",
-    [
-        pytest.param(one, marks=[] if one.name in ONE_OF_EACH_KIND else pytest.mark.slow)
-        for one in recipes().values()
-    ],
-    ids=lambda recipe: recipe.name,
-)  # the others with the slow ones
 DRAWABLE = {"string", "integer", "number", "boolean", "null"}
 
 
@@ -127,7 +118,7 @@ def test_it_trains_and_reports_its_declared_metrics(recipe: Recipe, fields: dict
     assert any(event["data"]["best"] for event in events(folder, "checkpoint"))
 
 
-@SOON
+@EVERY
 def test_a_stopped_training_goes_on_bit_for_bit(
     recipe: Recipe, fields: dict[str, Any], tmp_path: Path, zygote: Zygote
 ):
