@@ -67,6 +67,15 @@ def test_the_rounds_fall_to_the_oldest_worker_that_lives(machine, monkeypatch):
         until(lambda: again(job.id).state == State.QUEUED, 20, "the job is taken back")
 
 
+def test_a_store_that_is_slow_for_a_moment_stops_no_worker(machine, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent, monkeypatch.context() as meanwhile:
+        meanwhile.setattr(settings(), "s3_endpoint", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        until(lambda: machine.shelf.failing, 15, "the store does not take it")
+        time.sleep(2)  # several more signs of life
+        assert machine.ready
+    until(lambda: machine.shelf.failing is None, 15, "the store takes it")
+
+
 def test_while_the_store_is_silent_nothing_is_claimed_and_the_queue_page_says_why(machine, monkeypatch):
     with transaction() as db:
         team = a_team(db)
