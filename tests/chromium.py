@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# the shell takes half of the processor's time; Debian has packages of the first two names
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def find() -> str | None:
@@ -35,7 +36,9 @@ def download() -> None:
     run([sys.executable, "-m", "playwright", "install", "chromium"])
     if find() is None and os.geteuid() == 0 and shutil.which("apt-get"):
         run(["apt-get", "update", "-qq"])
-        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"])
+        for package in NAMES[:2]:
+            if find() is None:
+                run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", package])
 
 
 def run(command: list[str]) -> None:

@@ -29,7 +29,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a Chromium the browser suite is skipped; with CI=true that is a failure."""
+    """A file's tests stay together, and those of all that need a platform run in one process: it has the only one.
+    Without a Chromium the browser suite is skipped; with CI=true that is a failure.
+    """
+    alive = {item.path for item in items if "live" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("live" if item.path in alive else str(item.path)))
     driven = [item for item in items if item.get_closest_marker("browser")]
     if not driven or chromium.find():
         return
@@ -68,6 +73,15 @@ def live(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Generator[Li
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_goes_on() -> Generator[None]:
+    """What a file's tests have left running on the platform would slow down all that come after it."""
+    yield
+    platform = SERVICES.get("live")
+    if isinstance(platform, Live):
+        platform.cancel_all()
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import httpx
 import psycopg
 import redis
 from sqlalchemy import insert
-from sqlmodel import SQLModel, select, text
+from sqlmodel import SQLModel, col, select, text
 
-from shared import base_models, teams
+from shared import base_models, jobs, teams
 from shared.db import engine, transaction
 from shared.settings import settings
 from shared.stack import (
@@ -27,7 +27,7 @@ from shared.stack import (
     start_servers,
 )
 from shared.supervisor import Supervisor
-from shared.tables import BaseModel, Role, Team, Worker
+from shared.tables import FINAL, BaseModel, Job, Kind, Role, Team, Worker
 
 CACHED = type(settings)  # what lru_cache makes; asking anything else for its attributes may not be harmless
 SHORT = {
@@ -166,6 +166,13 @@ class Live:
 
     def stop(self) -> None:
         self.supervisor.stop(hurry=lambda: True)
+
+    def cancel_all(self) -> None:
+        """Cancel every job that has not ended; imports end soon, and others may use what they bring."""
+        self.aim()
+        with transaction() as db:
+            for job in db.exec(select(Job).where(col(Job.state).not_in(FINAL), Job.kind != Kind.IMPORT)):
+                jobs.cancel(db, job, "tests")
 
     # --- for tests of crashes -----------------------------------------------------------------
     def pid(self, name: str) -> int:

@@ -342,6 +342,7 @@ def warm_up() -> None:
     """Import everything that a trainer needs, and leave no thread behind."""
     import gc
 
+    gc.disable()  # imports leave nothing to collect: they take a tenth less so
     import peft  # noqa: F401
     import safetensors.torch  # noqa: F401
     import tokenizers  # noqa: F401
@@ -366,6 +367,7 @@ def warm_up() -> None:
     # Pages that the collector does not touch stay shared with every trainer.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def main() -> None:
