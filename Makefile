@@ -26,7 +26,7 @@ up: install ## Start everything and stay until Ctrl-C (PORT, BURNISH_HOME)
 	@exec $(BIN)/burnish up
 
 test: install .venv/.tools browser ## Run every default test suite (WORKERS processes)
-	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: install .venv/.tools ## Formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -35,7 +35,7 @@ check: install .venv/.tools ## Formatting, lint, types, import contracts
 	$(BIN)/lint-imports
 
 slow: install .venv/.tools ## Run the tests that take too long for every change
-	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow --ignore tests/proofs
+	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow --ignore tests/proofs
 
 proofs: install .venv/.tools ## Train every method on real data and compare it with a baseline; half an hour
 	@exec env $$($(BIN)/python -c "from worker.walls import FAST; print(*map('='.join, FAST.items()))") \

@@ -15,6 +15,7 @@ from sqlmodel import Session
 
 from shared.db import engine
 from tests import chromium
+from tests.schedule import Together
 from tests.services import Live, Stack, empty
 
 SERVICES: dict[str, Stack | Live] = {}
@@ -28,13 +29,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         SERVICES[aim].aim()
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """Which process runs which tests."""
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay together, and those of all that need a platform run in one process: it has the only one.
-    Without a Chromium the browser suite is skipped; with CI=true that is a failure.
-    """
-    alive = {item.path for item in items if "live" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("live" if item.path in alive else str(item.path)))
+    """Without a Chromium the browser suite is skipped; with CI=true that is a failure."""
     driven = [item for item in items if item.get_closest_marker("browser")]
     if not driven or chromium.find():
         return
