@@ -14,11 +14,17 @@ from shared.tables import Cap, Slot, Team
 MOST = 10_000
 
 
-def lock(db: Session, slot: Slot | str) -> None:
-    """Until the commit nobody else claims jobs of that class or changes its caps."""
-    db.connection().execute(
-        text("SELECT pg_advisory_xact_lock(hashtext('claim'), hashtext(:slot))"), {"slot": str(slot)}
-    )
+def lock(db: Session, slot: Slot | str, seconds: float | None = None) -> None:
+    """Until the commit nobody else claims jobs of that class or changes its caps. Who waits has a place in a line,
+    and loses it with an OperationalError after these seconds, or as for any lock.
+    """
+    statement = text("""
+        SELECT set_config('lock_timeout', coalesce(:wait, before), true),
+               pg_advisory_xact_lock(hashtext('claim'), hashtext(:slot)),
+               set_config('lock_timeout', before, true)
+          FROM current_setting('lock_timeout') AS before""")
+    wait = None if seconds is None else f"{seconds:g}s"
+    db.connection().execute(statement, {"slot": str(slot), "wait": wait})
 
 
 def put(db: Session, slot: Slot, slots: int | None, team_id: str | None = None) -> None:

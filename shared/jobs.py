@@ -65,6 +65,7 @@ from shared.tables import (
 __all__ = ["Order", "Orders", "held", "renew", "report"]  # a job's verbs, from here too
 
 PRIORITY_WEIGHT = timedelta(minutes=10)  # a step of priority is worth ten minutes of waiting
+LINE_SECONDS = 10.0  # that a worker stands in line to claim: two hundred at once are served in five
 HISTORY = 50  # attempts that a verdict looks back on
 
 
@@ -191,7 +192,7 @@ def claim(db: Session, worker_id: str, slot: str) -> Attempt | None:
     The attempt's `slots` has one entry for each slot that it occupies. Short: commit at once. The advisory
     lock makes caps and fair share exact; the row lock gives a job to one.
     """
-    caps.lock(db, slot)
+    caps.lock(db, slot, LINE_SECONDS)
     place = workers.place(db, worker_id, slot)
     if place is None:
         return None

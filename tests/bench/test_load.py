@@ -19,6 +19,7 @@ from shared import jobs, sessions, workers
 from shared.db import transaction
 from shared.tables import Attempt, Event, EventType, Job, Kind, State, Team
 from tests.bench import sections
+from tests.bench.sections import sized
 from tests.factories import CHAT, a_base_model, a_dataset, a_job, a_team, a_user, a_worker, an_attempt
 from tests.services import until
 from tests.visitor import SESSION_KEY, the_web
@@ -26,10 +27,10 @@ from tests.visitor import SESSION_KEY, the_web
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
 
 PAGE = "queue.md"
-UPLOADS = 60
-AHEAD, SUBMITTERS, SUBMITTING_SECONDS = (0, 1_000, 10_000), 8, 10
-WORKERS, BEATING_SECONDS, BEATERS = (100, 1_000, 10_000), 10, 12
-BROWSERS, FOLLOWING_SECONDS, EVENTS_A_SECOND = (50, 200, 500), 15, 4
+UPLOADS = sized(60, 3)
+AHEAD, SUBMITTERS, SUBMITTING_SECONDS = sized((0, 1_000, 10_000), (10,)), 8, sized(10, 1)
+WORKERS, BEATING_SECONDS, BEATERS = sized((100, 1_000, 10_000), (100,)), sized(10, 1), 12
+BROWSERS, FOLLOWING_SECONDS, EVENTS_A_SECOND = sized((50, 200, 500), (5,)), sized(15, 1), 4
 
 
 def test_from_submit_to_claim_on_an_idle_worker(live):

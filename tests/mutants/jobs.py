@@ -122,7 +122,7 @@ GUARDS = [
         "lock of a claim",
         "no cap is exceeded however many claim at once",
         "shared/jobs.py",
-        "    caps.lock(db, slot)\n",
+        "    caps.lock(db, slot, LINE_SECONDS)\n",
         "",
         (CAPS + "test_no_cap_is_exceeded_while_many_claim_and_finish",),
     ),
