@@ -15,7 +15,7 @@ from sqlmodel import Session
 
 from shared.db import engine
 from tests import chromium
-from tests.schedule import Together
+from tests.schedule import Together, needs_the_platform
 from tests.services import Live, Stack, empty
 
 SERVICES: dict[str, Stack | Live] = {}
@@ -32,6 +32,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
     """Which process runs which tests."""
     return Together(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """One of several processes that has run all tests of the platform needs it no longer."""
+    yield
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    if several and nextitem and needs_the_platform(item.nodeid) and not needs_the_platform(nextitem.nodeid):
+        SERVICES.pop("live").stop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,6 +24,7 @@ def test_what_must_follow_follows(running: World, one: Scenario):
     running.settle()
 
 
+@pytest.mark.slow
 def test_weights_after_two_kills_are_those_of_an_undisturbed_run(running: World):
     running.fresh()
     running.intervals = 20  # how far behind uploads are depends on the machine

@@ -10,9 +10,9 @@ from tests.integration.runner.runs import again
 from tests.integration.working import a_machine
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def machine(stack):
-    """A worker in this process."""
+    """A worker in this process, for all files of this folder."""
     with a_machine(retry_seconds=0.1) as running:
         yield running
 

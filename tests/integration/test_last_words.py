@@ -21,12 +21,12 @@ def passing(clean, stack, tmp_path):
 def test_a_worker_that_ends_lets_a_revived_zygotes_trainer_write_its_checkpoint(passing, tiny):
     first = passing.zygote
     first.process.kill()
-    until(lambda: passing.zygote is not first and passing.zygote_alive, what="another zygote")
+    until(lambda: passing.zygote is not first and passing.zygote_alive, 60, "another zygote")
     with transaction() as db:
         team = a_team(db)
     job = submitted(team, tiny, epochs=100, checkpoints=1)
     passing.look_soon(Slot.COMPUTE)
-    until(lambda: steps(job.id), what="a step")
+    until(lambda: steps(job.id), 120, "a step")
     trainer = next(iter(passing.trips.values())).trainer
     terminate = trainer.terminate
     trainer.terminate = lambda: passing.stopping.wait(1.5) or terminate()  # it takes its time
