@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sqlmodel import SQLModel, col, select, text
 
 from shared import base_models, jobs, teams
 from shared.db import engine, transaction
+from shared.errors import Refused
 from shared.settings import settings
 from shared.stack import (
     GIVEN,
@@ -172,7 +174,8 @@ class Live:
         self.aim()
         with transaction() as db:
             for job in db.exec(select(Job).where(col(Job.state).not_in(FINAL), Job.kind != Kind.IMPORT)):
-                jobs.cancel(db, job, "tests")
+                with suppress(Refused):  # it has ended just now
+                    jobs.cancel(db, job, "tests")
 
     # --- for tests of crashes -----------------------------------------------------------------
     def pid(self, name: str) -> int:

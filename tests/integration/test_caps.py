@@ -283,6 +283,30 @@ def share(many, claimers):
 
 
 @pytest.mark.usefixtures("clean")
+def test_a_worker_waits_longer_for_its_turn_to_claim_than_others_for_the_lock():
+    with transaction() as db:
+        job, worker = a_job(db, a_team(db), Kind.INFER), a_worker(db)
+
+    def claim():
+        with transaction() as db:
+            attempt = jobs.claim(db, worker.id, "compute")
+            held = db.connection().execute(text("SHOW lock_timeout")).scalar()
+        return attempt and attempt.job_id, held
+
+    def cap():
+        with pytest.raises(OperationalError, match="lock timeout"), transaction() as db:
+            caps.put(db, Slot.COMPUTE, 1)
+
+    with ThreadPoolExecutor(2) as pool:
+        with transaction() as db:
+            caps.lock(db, Slot.COMPUTE)
+            turn, other = pool.submit(claim), pool.submit(cap)
+            other.result(10)
+            assert not turn.done()
+        assert turn.result(10) == (job.id, "2s"), "what it locks afterwards it waits for as ever"
+
+
+@pytest.mark.usefixtures("clean")
 def test_no_cap_is_exceeded_while_many_claim_and_finish():
     found = hold_caps(many=300, claimers=40, claims_each=12, seed=1)
     assert all(most <= cap for cap, most in found)
