@@ -12,8 +12,8 @@ from tests.integration.working import a_machine
 
 @pytest.fixture(scope="package")
 def machine(stack):
-    """A worker in this process, for all files of this folder."""
-    with a_machine(retry_seconds=0.1) as running:
+    """A worker in this process, for all files of this folder. It looks for jobs when a test says so."""
+    with a_machine(retry_seconds=0.1, sweep_seconds=1000) as running:
         yield running
 
 
