@@ -65,7 +65,7 @@ from shared.tables import (
 __all__ = ["Order", "Orders", "held", "renew", "report"]  # a job's verbs, from here too
 
 PRIORITY_WEIGHT = timedelta(minutes=10)  # a step of priority is worth ten minutes of waiting
-LINE_SECONDS = 10.0  # that a worker stands in line to claim: two hundred at once are served in five
+LINE_SECONDS = 10.0  # that a worker stands in line to claim: nearly two hundred at once were served in seven
 HISTORY = 50  # attempts that a verdict looks back on
 
 

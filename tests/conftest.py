@@ -38,7 +38,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
     """One of several processes that has run all tests of the platform needs it no longer."""
     yield
-    several = "PYTEST_XDIST_WORKER" in os.environ
+    several = "PYTEST_XDIST_WORKER" in os.environ and "live" in SERVICES
     if several and nextitem and needs_the_platform(item.nodeid) and not needs_the_platform(nextitem.nodeid):
         SERVICES.pop("live").stop()
 
@@ -86,11 +86,11 @@ def live(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Generator[Li
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_goes_on() -> Generator[None]:
+def nothing_goes_on(request: pytest.FixtureRequest) -> Generator[None]:
     """What a file's tests have left running on the platform would slow down all that come after it."""
     yield
     platform = SERVICES.get("live")
-    if isinstance(platform, Live):
+    if isinstance(platform, Live) and needs_the_platform(request.node.nodeid):
         platform.cancel_all()
 
 
