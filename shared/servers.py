@@ -21,7 +21,9 @@ from shared.supervisor import Account, Failed, Program, account_for
 
 LOOPBACK = "127.0.0.1"
 TIER = 0  # below web, worker and beat
-SEAWEED_PORTS = ("s3", "master", "volume", "filer")  # each opens its port + 10000 too
+SEAWEED_PORTS = ("s3", "master", "volume", "filer", "admin")
+GRPC_OFFSET = 10000  # each of them opens its port + this too
+SOCKETS = Path("/tmp")  # noqa: S108 - SeaweedFS's own choice, which no flag changes
 
 
 def wheel(package: str) -> Path:
@@ -173,6 +175,21 @@ def seaweedfs(home: Path, env: dict[str, str], ports: dict[str, int]) -> Program
         environment={name: env[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
         death_signal=signal.SIGTERM,
     )
+
+
+def sockets_of_others(port: int) -> list[Path]:
+    """What other users left or put where SeaweedFS's services on that port want their sockets.
+
+    It talks to itself through files whose names anyone can tell. One that it may not replace belongs
+    to a run of another user, or to somebody who would like to be spoken to.
+    """
+    found = []
+    for number in (port, port + GRPC_OFFSET):
+        for file in SOCKETS.glob(f"seaweedfs-*-{number}.sock"):
+            with suppress(FileNotFoundError):
+                if os.geteuid() not in (0, file.lstat().st_uid):
+                    found.append(file)
+    return found
 
 
 def s3_knows_its_key(port: int, env: dict[str, str]) -> bool:

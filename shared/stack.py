@@ -21,12 +21,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from shared.servers import LOOPBACK, SEAWEED_PORTS, http_answers, postgres, seaweedfs, valkey
+from shared.servers import (
+    GRPC_OFFSET,
+    LOOPBACK,
+    SEAWEED_PORTS,
+    http_answers,
+    postgres,
+    seaweedfs,
+    sockets_of_others,
+    valkey,
+)
 from shared.supervisor import SIGNALS, Failed, Program, Supervisor
 
 PREFERRED = {
@@ -36,6 +45,7 @@ PREFERRED = {
     "master": 19333,
     "volume": 18080,
     "filer": 18888,
+    "admin": 13646,
 }
 GIVEN = {"postgres": "DATABASE_URL", "valkey": "REDIS_URL", "seaweedfs": "S3_ENDPOINT"}
 TIER = 1  # above the servers
@@ -129,23 +139,26 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_port(preferred: int, taken: set[int] | None = None, also: int = 0) -> int:
-    """The first port from `preferred` on that is free (and port + `also` too); noted in `taken`."""
-    taken = set() if taken is None else taken
+def is_free_for_seaweed(port: int) -> bool:
+    """Whether nothing stands in the way of one of SeaweedFS's services there."""
+    return is_free(port) and is_free(port + GRPC_OFFSET) and not sockets_of_others(port)
+
+
+def free_port(preferred: int, taken: Collection[int] = (), usable: Callable[[int], bool] = is_free) -> int:
+    """The first port from `preferred` on that is `usable` and not `taken`."""
     port = preferred
-    while port in taken or not is_free(port) or (also and not is_free(port + also)):
-        port = port + 1 if port < 65000 - also else 20000
-    taken.update({port, port + also})
+    while port in taken or not usable(port):
+        port = port + 1 if port < 65000 - GRPC_OFFSET else 20000
     return port
 
 
 def choose_ports(home: Home, say: Callable[[str], None], preferred: dict[str, int]) -> dict[str, int]:
     """A free port for each server, those of last time first; says which it stepped over."""
-    taken: set[int] = set()
     wanted = preferred | {name: port for name, port in home.ports().items() if name in preferred}
-    ports = {
-        name: free_port(port, taken, 10000 if name in SEAWEED_PORTS else 0) for name, port in wanted.items()
-    }
+    ports: dict[str, int] = {}
+    for name, port in wanted.items():
+        usable = is_free_for_seaweed if name in SEAWEED_PORTS else is_free
+        ports[name] = free_port(port, ports.values(), usable)
     moved = [f"{name} {port} → {ports[name]}" for name, port in wanted.items() if ports[name] != port]
     if moved:
         say(f"Ports of the servers that are taken, and what is used instead: {', '.join(moved)}.")

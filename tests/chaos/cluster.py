@@ -58,7 +58,7 @@ class Cluster:
         self.stack.start()
         self.supervisor = self.stack.supervisor
         for name in WEBS:
-            self.ports[name] = free_port(random_ports()["postgres"] + 7000, set(self.ports.values()))
+            self.ports[name] = free_port(random_ports()["postgres"] + 7000, self.ports.values())
         for program in PROGRAMS:
             for server in SERVERS:
                 port = urlsplit(self.stack.environment[ADDRESS[server]]).port

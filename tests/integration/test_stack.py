@@ -1,5 +1,6 @@
 """`burnish up` as people meet it: real processes, killed, stopped, started again, ports taken."""
 
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shared.servers import postgres
+from shared.servers import GRPC_OFFSET, SOCKETS, postgres
 from shared.stack import Home, free_port, random_ports
 from shared.supervisor import Supervisor
 from tests.chaos.processes import descendants
@@ -258,12 +259,15 @@ def test_only_what_the_environment_lacks_is_started_and_taken_ports_are_stepped_
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("setpriv"), reason="to be somebody else one must be root"
 )
-def test_the_servers_run_without_root(tmp_path):
-    home = tmp_path / "home"
+def test_the_servers_run_without_root_and_beside_what_another_user_left(tmp_path):
+    """SeaweedFS would go on without a socket that it may not replace, and its store would never answer."""
+    home, preferred = tmp_path / "home", random_ports()
+    left = SOCKETS / f"seaweedfs-filer-grpc-{preferred['filer'] + GRPC_OFFSET}.sock"
+    left.touch()
     script = (
-        "import sys, pathlib; from shared.stack import *; from shared.supervisor import Supervisor\n"
+        "import sys, json, pathlib; from shared.stack import *; from shared.supervisor import Supervisor\n"
         "home = Home(pathlib.Path(sys.argv[1])); home.open(); s = Supervisor(home.folder)\n"
-        "start_servers(home, s, preferred=random_ports(), durable=False)\n"
+        "start_servers(home, s, preferred=json.loads(sys.argv[2]), durable=False)\n"
         "from shared import migrate, storage; migrate.upgrade(); storage.ensure_bucket(); s.stop(); print('good')\n"
     )
     os.chown(tmp_path, 65534, 65534)
@@ -271,13 +275,17 @@ def test_the_servers_run_without_root(tmp_path):
     drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
     clean = {name: value for name, value in os.environ.items() if name not in GIVEN}
-    done = subprocess.run(
-        [*drop, *read, sys.executable, "-c", script, home],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=clean,
-        timeout=60,
-    )
+    try:
+        done = subprocess.run(
+            [*drop, *read, sys.executable, "-c", script, home, json.dumps(preferred)],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=clean,
+            timeout=60,
+        )
+    finally:
+        left.unlink()
     assert "good" in done.stdout, done.stderr
     assert (home / "postgres").stat().st_uid == 65534
+    assert Home(home).ports()["filer"] > preferred["filer"], "the port of that socket is stepped over"
