@@ -59,7 +59,7 @@ def run_one(running: World, one: Scenario) -> tuple[Figures | None, str]:
         one.run(running)
         found = running.settle()
     except Exception as broken:  # noqa: BLE001 - the other rows are run all the same
-        told = broken if isinstance(broken, AssertionError) else traceback.format_exc()
+        told = broken if isinstance(broken, Broken) else traceback.format_exc()
         print(f"BROKEN {one.name}\n{told}", flush=True)
         recover(running)
         return broken.figures if isinstance(broken, Broken) else None, BROKEN

@@ -32,7 +32,7 @@ from tests.visitor import cookies
 
 def goes_on_and_catches_up(world: World, job: Submitted, fault, seconds: float) -> None:
     """While the store has that fault the training goes on; after it every checkpoint arrives."""
-    at = row(job).progress["step"]
+    at = await_step(job)
     world.hurt()
     with world.cluster.faulty(fault, "seaweedfs", WORKERS, seconds=seconds):
         await_step(job, at + 10)
@@ -120,7 +120,7 @@ def the_way_to_the_store_is_bad(world: World) -> None:
 def the_store_is_full(world: World) -> None:
     job = world.submit(LONG)
     await_checkpoint(job)
-    at = row(job).progress["step"]
+    at = await_step(job)
     world.hurt()
     full = Answer(500, code="InternalError", message="No writable volumes left")
     with world.cluster.faulty(full, "seaweedfs", WORKERS):
