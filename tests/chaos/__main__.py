@@ -13,7 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.chaos import report
+from tests.chaos import audit, report
 from tests.chaos.invariants import Broken, Figures
 from tests.chaos.scenario import Scenario, matrix
 from tests.chaos.soak import soak
@@ -59,9 +59,10 @@ def run_one(running: World, one: Scenario) -> tuple[Figures | None, str]:
         one.run(running)
         found = running.settle()
     except Exception as broken:  # noqa: BLE001 - the other rows are run all the same
-        told = broken if isinstance(broken, Broken) else traceback.format_exc()
-        print(f"BROKEN {one.name}\n{told}", flush=True)
+        told = str(broken) if isinstance(broken, Broken) else traceback.format_exc()
         recover(running)
+        story = "" if isinstance(broken, Broken) else audit.story([job.id for job in running.jobs])
+        print(f"BROKEN {one.name}", told, story, sep="\n", flush=True)
         return broken.figures if isinstance(broken, Broken) else None, BROKEN
     print(f"{time.monotonic() - began:5.0f} s  {one.name}: as expected", flush=True)
     return found, "as expected"
