@@ -156,9 +156,11 @@ def choose_ports(home: Home, say: Callable[[str], None], preferred: dict[str, in
     """A free port for each server, those of last time first; says which it stepped over."""
     wanted = preferred | {name: port for name, port in home.ports().items() if name in preferred}
     ports: dict[str, int] = {}
+    taken: set[int] = set()
     for name, port in wanted.items():
         usable = is_free_for_seaweed if name in SEAWEED_PORTS else is_free
-        ports[name] = free_port(port, ports.values(), usable)
+        ports[name] = free_port(port, taken, usable)
+        taken |= {ports[name], ports[name] + GRPC_OFFSET}
     moved = [f"{name} {port} → {ports[name]}" for name, port in wanted.items() if ports[name] != port]
     if moved:
         say(f"Ports of the servers that are taken, and what is used instead: {', '.join(moved)}.")
