@@ -1,10 +1,11 @@
 """Wake-ups: Celery messages that say «look». They carry no authority and no work; losing one costs a sweep.
 
-Every setting is here; `worker.tasks` has the tasks. Publishing has an application of its own with
-timeouts of a second, since a frozen broker would otherwise hold a web request for ever.
+Every setting is here; `worker.tasks` has the tasks. A thread sends them, by an application of its own with
+timeouts of a second: no web request waits for the broker, and a frozen one does not hold the thread for ever.
 """
 
 import logging
+import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,29 +25,12 @@ LOOK, SWEEP, TICK, DELIVER = "burnish.look", "burnish.sweep", "burnish.tick", "b
 TICK_SECONDS = 15.0
 DELIVER_SECONDS = 5.0
 DRAIN_SECONDS = 120.0  # time to leave to a worker that is told to stop: its trainers write a checkpoint
-SEND_SECONDS = 1.0  # that a request waits for the broker
-BREAKER_SECONDS = 5.0  # after a failure nothing is sent for this long
+SEND_SECONDS = 3.0  # from the wish to the end of sending: a broker that takes longer is too slow
+REST_SECONDS = 5.0  # after a failure nothing is sent for this long
 # A message that nobody took for so long is worth nothing. The sender's clock says until when and the worker's
 # whether: with less, a worker whose clock is fast would throw all of them away. (More apart, the store refuses it.)
 KEPT_SECONDS = 1200.0
 BOUNCES = 5  # times that a busy worker hands a wake-up on
-
-
-class Breaker:
-    """Remembers that the broker failed a moment ago, so that not every request waits for it."""
-
-    def __init__(self) -> None:
-        self.rests_until = 0.0
-
-    def trip(self) -> None:
-        self.rests_until = time.monotonic() + BREAKER_SECONDS
-
-    @property
-    def open(self) -> bool:
-        return time.monotonic() < self.rests_until
-
-
-breaker = Breaker()
 
 
 @lru_cache(maxsize=1)
@@ -127,39 +111,62 @@ def publisher() -> Celery:
     return app
 
 
+class Sender:
+    """The one thread that talks to the broker, so that nobody else waits for it.
+
+    After a failure, and while a message takes too long, it rests: what comes then is dropped.
+    """
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="wake")
+        self.rests_until = 0.0
+        self.sending = math.inf  # since when there was a wish for the message under way
+
+    @property
+    def rests(self) -> bool:
+        moment = time.monotonic()
+        return moment < self.rests_until or moment - self.sending > SEND_SECONDS
+
+    def add(self, slot: str, bounces: int) -> None:
+        """Sends the message as soon as those before it are sent."""
+        if not self.rests:
+            self.thread.submit(self.send, slot, bounces, time.monotonic())
+
+    def send(self, slot: str, bounces: int, wished: float) -> None:
+        """One message, in the thread."""
+        if self.rests:
+            return
+        self.sending = wished
+        try:
+            publisher().send_task(
+                LOOK,
+                args=[slot, bounces],
+                queue=LIST,
+                expires=KEPT_SECONDS,
+                retry=False,
+                ignore_result=True,
+            )
+            if self.rests:
+                raise TimeoutError(f"it takes longer than {SEND_SECONDS:g} s")
+        except (OperationalError, RedisError, OSError) as away:
+            self.rests_until = time.monotonic() + REST_SECONDS
+            log.warning("The broker did not take a wake-up; the next sweep will find the job: %s", away)
+        finally:
+            self.sending = math.inf
+
+
 @lru_cache(maxsize=1)
-def sender() -> ThreadPoolExecutor:
-    """The thread that sends: each word with a slow broker may be in time, and all together not."""
-    return ThreadPoolExecutor(1, thread_name_prefix="wake")
+def sender() -> Sender:
+    """This process's."""
+    return Sender()
 
 
 os.register_at_fork(after_in_child=sender.cache_clear)  # a forked child has no such thread
 
 
-def send(slot: str, bounces: int) -> None:
-    """The message itself. Raises what the broker's client raises."""
-    publisher().send_task(
-        LOOK,
-        args=[slot, bounces],
-        queue=LIST,
-        expires=KEPT_SECONDS,
-        retry=False,
-        ignore_result=True,
-    )
-
-
-def wake(slot: Slot | str, bounces: int = BOUNCES) -> bool:
+def wake(slot: Slot | str, bounces: int = BOUNCES) -> None:
     """Tells an idle worker to look for a job of that slot class. Call it after the commit.
 
-    Never raises and takes a second at most, also with a dead, frozen or slow broker: then a sweep finds the
-    job. Returns whether the message was sent.
+    Never raises and never waits, also with a dead, frozen or slow broker: then a sweep finds the job.
     """
-    if breaker.open:
-        return False
-    try:
-        sender().submit(send, str(slot), bounces).result(timeout=SEND_SECONDS)
-    except (OperationalError, RedisError, OSError) as away:
-        breaker.trip()
-        log.warning("The broker did not take a wake-up; the next sweep will find the job: %s", away)
-        return False
-    return True
+    sender().add(str(slot), bounces)
