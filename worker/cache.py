@@ -1,7 +1,8 @@
 """What this machine keeps between attempts, by content hash: base models, datasets, checkpoints.
 
 An entry appears whole and verified or not at all: it is fetched beside its place and renamed. Entries
-are removed, the longest unused first, when the disk gets short.
+are removed, the longest unused first, when the disk gets short, as is what a killed worker had half fetched.
+Several workers may share the folder.
 """
 
 import os
@@ -10,8 +11,10 @@ import shutil
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from glob import glob
+from itertools import chain
 from pathlib import Path
 
 from shared import storage
@@ -27,8 +30,6 @@ class Cache:
         self.folder = folder
         self._locks: dict[Path, threading.Lock] = defaultdict(threading.Lock)
         folder.mkdir(parents=True, exist_ok=True)
-        for partial in folder.glob("*/tmp-*"):
-            remove(partial)
 
     def place(self, thing: BaseModel | DatasetVersion | Checkpoint) -> Path:
         """Where it lies once it is here."""
@@ -74,7 +75,7 @@ class Cache:
                 partial.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     fetch(partial)
-                    partial.rename(place)
+                    put(partial, place)
                 finally:
                     remove(partial)
             touch(place)
@@ -82,11 +83,16 @@ class Cache:
 
     def idle(self) -> list[Path]:
         """The entries that nobody uses, the longest unused first."""
-        entries = [p for p in self.folder.glob("*/*") if p.parent.name != "prepared"]
-        entries += self.folder.glob("prepared/*/*/*")
-        used = {path: at for path in entries if (at := used_at(path)) and not path.name.startswith("tmp-")}
+        entries = [path for path in self.found("*/*") if path.parent.name != "prepared"]
+        entries += self.found("prepared/*/*/*")
+        used = {path: at for path in entries if (at := used_at(path))}
         before = time.time() - IN_USE_SECONDS
         return [path for path in sorted(used, key=used.__getitem__) if used[path] < before]
+
+    def found(self, pattern: str) -> list[Path]:
+        """The paths like that; what goes meanwhile is left out."""
+        names = glob(pattern, root_dir=self.folder)  # noqa: PTH207 - Path.glob raises where a folder goes
+        return [self.folder / name for name in names]
 
     def trim(self, wanted: int) -> None:
         """Removes idle entries, the longest unused first, until `wanted` bytes are free."""
@@ -102,21 +108,31 @@ def touch(place: Path) -> None:
         os.utime(place)
 
 
-def used_at(path: Path) -> float | None:
-    """When an entry was used last; None: it is gone."""
+def put(partial: Path, place: Path) -> None:
+    """It is there now, unless another worker of this home was quicker."""
     try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return None
+        partial.rename(place)
+    except OSError:
+        if not place.exists():
+            raise
+
+
+def used_at(path: Path) -> float | None:
+    """When an entry was used last, or a partial one written; None: it is gone."""
+    return max((one.st_mtime for one in everything(path)), default=None)
 
 
 def size_of(path: Path) -> int:
     """Bytes that a file or folder occupies; what goes meanwhile counts as nothing."""
-    size = 0
-    for one in [path, *path.rglob("*")]:
+    return sum(one.st_blocks * 512 for one in everything(path))
+
+
+def everything(path: Path) -> Iterator[os.stat_result]:
+    """The file's or folder's status, then that of all below it; what goes meanwhile is left out."""
+    below = (Path(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
+    for one in chain([path], below):
         with suppress(OSError):
-            size += one.lstat().st_blocks * 512
-    return size
+            yield one.lstat()
 
 
 def remove(path: Path) -> None:

@@ -10,10 +10,10 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import random
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from shared.recipe import Item, Learner, Recipe
 from shared.spec import LoraSpec, Spec, TextSpec
 from worker.engine.events import Events
 from worker.engine.items import Items, Packer
+from worker.engine.memory import prune
 from worker.engine.row_groups import RowGroups
 
 PRIME = 1_000_003  # keeps the seeds of steps and items apart
+MOST_ENCODED = 32  # datasets that are kept encoded
 MOST_EVALUATED = 512  # held-out rows that an evaluation reads
 NOT_ENCODED_WITH = set(LoraSpec.model_fields) - {"max_length"}  # knobs that leave the items as they are
 
@@ -119,9 +121,9 @@ def encode(rows: Rows, learner: Learner, recipe: Recipe, cache: Path | None, eve
     Rows that cannot be used are left out with a line in the log.
     """
     stored = cache / "encoded" / fingerprint(rows, learner, recipe) if cache else None
-    if stored and stored.exists():
-        os.utime(stored)  # what was used longest ago is dropped first
-        return Items.load(stored)
+    if stored:
+        with suppress(FileNotFoundError):
+            return Items.load(stored)
     packer, refused = Packer(recipe.length, stored.parent if stored else None), list(rows.refused)
     try:
         for place, item in enumerate_encoded(rows, learner, recipe, refused):
@@ -136,6 +138,7 @@ def encode(rows: Rows, learner: Learner, recipe: Recipe, cache: Path | None, eve
         if stored is None:
             return packed
         packed.save(stored)
+        prune(stored.parent, MOST_ENCODED)
     finally:
         packer.close()
     return Items.load(stored)
@@ -259,12 +262,3 @@ def least_padded(
         parts.append(batch[begin[end] : end])
         end = begin[end]
     return parts[::-1]
-
-
-def prune(cache: Path, keep: int = 32) -> None:
-    """Drop the encoded datasets that were used longest ago."""
-    folder = cache / "encoded"
-    if folder.exists():
-        known = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in known[keep:]:
-            path.unlink()

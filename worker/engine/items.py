@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import safe_open
 
 from shared.recipe import Item
+from worker.engine.memory import half_of
 from worker.engine.stored_array import StoredArray, find, save
 
 NUMBER, LIST, ARRAY, OTHER = "number", "list", "array", "other"
@@ -52,7 +53,7 @@ class Items:
     def save(self, path: Path) -> None:
         """Write to `path`, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_name(f"{path.name}.{os.getpid()}")
+        half = half_of(path)
         save(half, self.arrays, {"kinds": json.dumps(self.kinds), "others": json.dumps(self.others)})
         half.rename(path)
 
@@ -107,7 +108,7 @@ class Packer:
             self.values[name], self.ends[name] = (array("q") if kind == LIST else []), array("q")
             if kind == ARRAY and self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                place = self.folder / f"values.{os.getpid()}.{number}"
+                place = half_of(self.folder / f"values.{number}")
                 self.files[name] = place.open("w+b")
                 self.values[name] = (place, first[name].dtype, first[name].shape)
 

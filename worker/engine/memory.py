@@ -1,9 +1,13 @@
-"""What was found out once on this machine: small JSON files by hash, so that no attempt finds it out again."""
+"""What was found out once on this machine: small JSON files by hash, so that no attempt finds it out again.
+Trainers share the folder: any file may go at any moment.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,13 @@ MOST = 256  # of a kind; those read longest ago go first
 
 def recall(cache: Path | None, kind: str, key: str) -> Any:
     """What `keep` was given under that key; None: nothing yet."""
-    path = cache / kind / f"{key}.json" if cache else None
-    if path is None or not path.exists():
+    if cache is None:
         return None
-    os.utime(path)
-    return json.loads(path.read_text())
+    path = cache / kind / f"{key}.json"
+    with suppress(FileNotFoundError):
+        os.utime(path)
+        return json.loads(path.read_text())
+    return None
 
 
 def keep(cache: Path | None, kind: str, key: str, value: Any) -> None:
@@ -25,9 +31,23 @@ def keep(cache: Path | None, kind: str, key: str, value: Any) -> None:
         return
     folder = cache / kind
     folder.mkdir(parents=True, exist_ok=True)
-    half = folder / f"{key}.{os.getpid()}"
+    half = half_of(folder / f"{key}.json")
     half.write_text(json.dumps(value))
-    half.rename(folder / f"{key}.json")
-    known = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in known[MOST:]:
+    with suppress(FileNotFoundError):
+        half.rename(folder / f"{key}.json")
+    prune(folder, MOST)
+
+
+def half_of(path: Path) -> Path:
+    """Where a file is written until it is whole. No process id: trainers in two containers may have the same."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+
+
+def prune(folder: Path, most: int) -> None:
+    """Leaves the `most` files that were used last."""
+    known = []
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            known.append((path.stat().st_mtime, path))
+    for _, path in sorted(known, reverse=True)[most:]:
         path.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from shared.errors import Refused
 from shared.recipe import Learner, Recipe
 from worker.engine import checkpoint, optim, weights
 from worker.engine.attempt import Attempt
-from worker.engine.data import Both, Plan, Rows, View, code_of, encode, joins_rows, prune
+from worker.engine.data import Both, Plan, Rows, View, code_of, encode, joins_rows
 from worker.engine.evaluation import HeldOut
 from worker.engine.events import Events
 from worker.engine.items import Items
@@ -116,8 +116,6 @@ def prepare(attempt: Attempt, events: Events, ranks: Ranks = ALONE) -> Run:
     if attempt.resume:
         pick_up(run, attempt.resume)
     find_out_packing(run)
-    if attempt.cache and ranks.first:
-        prune(attempt.cache)
     ranks.require_the_same("data or weights", digest(run))
     describe(run)
     return run
