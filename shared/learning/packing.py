@@ -19,7 +19,7 @@ class Layout(NamedTuple):
     """Where families of rows stand in the packed sequence: [shared beginning, rest of family 1, rest of
     family 2, …], and the rest of a family: [its own beginning, rest of its first row, of its second, …].
 
-    `rows` [families, longest rest] are places in the packed sequence, `back` [packed - shared] places in
+    `rows` [families, longest rest] are places behind the shared beginning, `back` [packed - shared] places in
     families × longest rest, `mask` [longest rest, shared + longest rest] or the same for each family who sees
     whom in any of them, `positions` [packed] how far each token is from its row's beginning.
     """
@@ -67,7 +67,7 @@ def laid_out(spans: list[list[int]], shared: int, family: int) -> dict[str, Any]
     import torch
 
     longest = max(span[-1] for span in spans)
-    rows, back, start = torch.zeros(len(spans), longest, dtype=torch.long), [], shared
+    rows, back, start = torch.zeros(len(spans), longest, dtype=torch.long), [], 0
     for number, span in enumerate(spans):
         rows[number, : span[-1]] = torch.arange(start, start + span[-1])
         back += range(number * longest, number * longest + span[-1])
@@ -170,29 +170,39 @@ def packed_attention(layout: Layout, query: Any, key: Any, value: Any, named: di
 
     if named.get("softcap") is not None:
         raise ValueError("This attention caps its scores, which the fused kernel cannot do.")
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     how: dict[str, Any] = {"scale": named.get("scaling"), "dropout_p": named.get("dropout", 0.0)}
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and key.device.type == "cpu":
+        how["enable_gqa"] = True
+    elif groups > 1:  # with a mask the kernels of a GPU want a key for each query
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     window = named.get("sliding_window")
-    shared, rest = layout.positions[: layout.shared], layout.positions[layout.rows][:, None]
-    before = shared.expand(len(rest), 1, -1)
-    seen = windowed(layout.mask, rest, torch.cat([before, rest], 2), window)
-    rows = [part[0][:, layout.rows].transpose(0, 1) for part in (query, key, value)]
-    count = len(layout.rows)
-    begin = [part[:, :, : layout.shared] for part in (query, key, value)]
-    keys, values = (
-        torch.cat([first.expand(count, -1, -1, -1), rest], 2)
-        for first, rest in zip(begin[1:], rows[1:], strict=True)
-    )
-    answers = scaled_dot_product_attention(rows[0], keys, values, attn_mask=seen, **how)
-    flat = answers.transpose(1, 2).flatten(0, 1)[layout.back]
+    parts = [layout.shared, len(layout.back)]
+    shared, own = layout.positions.split(parts)
+    own = own[layout.rows][:, None]
+    seen = windowed(layout.mask, own, torch.cat([shared.expand(len(own), 1, -1), own], 2), window)
+    begin, rest = zip(*(part.split(parts, 2) for part in (query, key, value)), strict=True)
+    asking, keys, values = (picked(part[0].transpose(0, 1), layout.rows).transpose(1, 2) for part in rest)
+    if layout.shared:
+        keys = torch.cat([begin[1].expand(len(own), -1, -1, -1), keys], 2)
+        values = torch.cat([begin[2].expand(len(own), -1, -1, -1), values], 2)
+    answers = scaled_dot_product_attention(asking, keys, values, attn_mask=seen, **how)
+    flat = picked(answers.transpose(1, 2).flatten(0, 1), layout.back)
     if layout.shared:
         triangle = layout.mask.new_ones(layout.shared, layout.shared).tril()
         first_seen = windowed(triangle, shared, shared, window)
         first = scaled_dot_product_attention(*begin, attn_mask=first_seen, **how)
         flat = torch.cat([first[0].transpose(0, 1), flat])
     return flat[None]
+
+
+def picked(values: Any, places: Any) -> Any:
+    """[…places, heads, size] of values [tokens, heads, size]. As an embedding, whose gradient costs a tenth of that
+    of an index: that one cannot know that what is picked twice fills up and has none.
+    """
+    from torch.nn.functional import embedding
+
+    return embedding(places, values.flatten(1)).unflatten(-1, values.shape[1:])
 
 
 def windowed(seen: Any, asking: Any, asked: Any, window: int | None) -> Any:
