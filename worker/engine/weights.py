@@ -16,6 +16,7 @@ from shared.errors import Refused
 from shared.recipe import Learner, Recipe
 from shared.spec import LoraSpec
 from worker.engine.attempt import Attempt
+from worker.engine.lora import quicken
 
 ADAPTER = "adapter_config.json"
 OURS = "burnish.json"
@@ -83,6 +84,8 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device
     elif train and lora:
         learner.model = with_adapter(recipe, learner)
     place(learner, where, train=train, lora=lora)
+    if train and lora:
+        quicken(learner.model)
     learner.model.train(train)
 
 
