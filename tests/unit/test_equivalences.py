@@ -25,7 +25,7 @@ from tests import variants
 from tests.attempts import checkpoints, events, run_here, write_attempt
 from tests.variants import Variant
 from worker.engine.attempt import Attempt
-from worker.engine.weights import reopened
+from worker.engine.weights import is_adapter, reopened
 from worker.zygote import Zygote
 
 PACKED = {"sft", "dpo"}
@@ -157,15 +157,19 @@ def test_a_merged_adapter_answers_as_the_adapter_does(
     assert run_here(exported) == 0, events(exported, "error")
     merged = {"recipe": recipe.name, "base_model": exported / "artifacts" / "merged"}
     rows = [recipe.canonical(row, fields["columns"]) for row in recipe.example[:4]]
-    by_adapter, by_merged = (
-        said(
-            recipe,
-            reopened(Attempt.read(write_attempt(tmp_path / name, kind="infer", **given)), recipe),
-            rows,
+
+    def opened(name: str, given: dict[str, Any], *, merge: bool = False) -> Learner:
+        return reopened(
+            Attempt.read(write_attempt(tmp_path / name, kind="infer", **given)), recipe, merge=merge
         )
-        for name, given in (("adapter", asked), ("merged", merged))
+
+    by_adapter, by_merged = (
+        said(recipe, opened(*one), rows) for one in (("adapter", asked), ("merged", merged))
     )
+    worked_in = opened("worked in", asked, merge=True)
+    assert not is_adapter(worked_in.model)
     assert by_merged == near(by_adapter)
+    assert said(recipe, worked_in, rows) == near(by_adapter)
 
 
 def said(recipe: Recipe, learner: Learner, rows: list[Any]) -> Any:

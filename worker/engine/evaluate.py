@@ -128,7 +128,7 @@ def opened(attempt: Attempt) -> Learner:
     its training started from, or the model itself where it is a base model.
     """
     recipe = attempt.method
-    learner = weights.reopened(attempt, recipe)
+    learner = weights.reopened(attempt, recipe, merge=not recipe.needs_reference)
     learner.packs = recall(attempt.cache, "packs", architecture(attempt, learner))
     if recipe.needs_reference:
         adapted, before = weights.is_adapter(learner.model), attempt.reference

@@ -79,7 +79,7 @@ class Answers:
 def answer_rest(attempt: Attempt, requests: Path, answers: Answers, events: Events, stop: Stop) -> None:
     """Window by window, batch by batch. Whatever happens, what was answered is kept."""
     recipe, where = attempt.method, weights.device(attempt)
-    learner = weights.reopened(attempt, recipe)
+    learner = weights.reopened(attempt, recipe, merge=True)
     pace = Pace(answers, events)
     try:
         with torch.no_grad(), weights.autocast(where):

@@ -61,10 +61,19 @@ def known(attempt: Attempt) -> dict[str, Any]:
     return json.loads(path.read_text()) if path and path.exists() else {}
 
 
-def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device, *, train: bool) -> None:
+def load(
+    recipe: Recipe,
+    learner: Learner,
+    attempt: Attempt,
+    where: torch.device,
+    *,
+    train: bool,
+    merge: bool = False,
+) -> None:
     """Set `learner.model`: on that device, its adapter attached, only what is trained with gradients.
 
-    New weights (adapter, classification head) are drawn from the attempt's seed.
+    New weights (adapter, classification head) are drawn from the attempt's seed. `merge`: the adapter is worked
+    into the weights, where they are float32; bf16 would lose some of it.
     """
     torch.manual_seed(attempt.seed)
     folder = source(attempt)
@@ -81,6 +90,8 @@ def load(recipe: Recipe, learner: Learner, attempt: Attempt, where: torch.device
         learner.model = PeftModel.from_pretrained(learner.model, str(folder), is_trainable=train and lora)
         if train and not lora:
             learner.model = learner.model.merge_and_unload().requires_grad_()
+        elif merge and not computes_in_bf16(where):
+            learner.model = learner.model.merge_and_unload()
     elif train and lora:
         learner.model = with_adapter(recipe, learner)
     place(learner, where, train=train, lora=lora)
@@ -168,8 +179,8 @@ def merged(learner: Learner) -> dict[str, torch.Tensor]:
     return learner.model.state_dict()
 
 
-def reopened(attempt: Attempt, recipe: Recipe) -> Learner:
-    """A learner with weights for answering: a base model, an adapter on it, or a full checkpoint.
+def reopened(attempt: Attempt, recipe: Recipe, *, merge: bool = False) -> Learner:
+    """A learner with weights for answering: a base model, an adapter on it (see `load`), or a full checkpoint.
 
     Raises Refused if it is no checkpoint of this recipe and the recipe cannot answer without one.
     """
@@ -184,5 +195,5 @@ def reopened(attempt: Attempt, recipe: Recipe) -> Learner:
             param="model",
         )
     learner.tokenizer = recipe.load_tokenizer(folder, [], spec)
-    load(recipe, learner, attempt, device(attempt), train=False)
+    load(recipe, learner, attempt, device(attempt), train=False, merge=merge)
     return learner
