@@ -212,11 +212,18 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.believed)
     @rule(number=PICK)
     def expire(self, number):
-        """A worker goes silent until its lease is taken away; it does not know."""
-        attempt = self.pick(self.believed, number)
-        long_ago = jobs.clock(self.db) - timedelta(hours=1)
-        lapsed = update(Attempt).where(col(Attempt.id) == attempt.id, col(Attempt.ended_at).is_(None))
-        self.db.exec(lapsed.values(lease_expires_at=long_ago, suspect_since=long_ago))
+        """A worker goes silent until its lease is taken away; it does not know. The others are heard, however slow
+        this machine is.
+        """
+        attempt, moment = self.pick(self.believed, number), jobs.clock(self.db)
+        long_ago, open_ones = (
+            moment - timedelta(hours=1),
+            update(Attempt).where(col(Attempt.ended_at).is_(None)),
+        )
+        heard = {"lease_expires_at": moment + timedelta(hours=1), "suspect_since": None}
+        self.db.exec(open_ones.where(col(Attempt.id) != attempt.id).values(heard))
+        silent = {"lease_expires_at": long_ago, "suspect_since": long_ago}
+        self.db.exec(open_ones.where(col(Attempt.id) == attempt.id).values(silent))
         lost = reaper.reap(self.db)
         assert lost == (attempt.lease_id not in self.dead)
         if lost:
